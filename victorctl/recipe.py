@@ -1,0 +1,281 @@
+"""The typed recipe: what can be set, its meaning, type, range and default, written once."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from victorctl.errors import VictorError
+from victorctl.yaml_tree import Key, YamlTree, parse_value
+
+
+class Section(BaseModel):
+    """Settings that stand together: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_means_defaults(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+
+class VictorSection(Section):
+    """What makes a model a Victor model."""
+
+    registers: int = Field(8, ge=1)
+    """Registers put after each image (M)."""
+
+    drop_layer: int | None = Field(None, ge=1)
+    """Layers that still see the visual tokens (k); null: 3 of every 32, at least 2."""
+
+    positions: Literal["overlay", "append"] = "overlay"
+    """Registers reuse the last visual positions (overlay), or come after them (append)."""
+
+    init: Literal["embeddings", "visual"] = "visual"
+    """What new registers resemble: token embeddings, or projected visual tokens."""
+
+
+class ConvertSection(Section):
+    """How a model is turned into a Victor model."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a Hub id; null: its main branch."""
+
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Number format of the weights; auto: the source's."""
+
+    verify: Literal["full", "hash", "none"] = "full"
+    """What is proved afterwards: the hashes and the logits (full), the hashes, or nothing."""
+
+    link: bool = False
+    """Hard-link the weight files instead of copying them."""
+
+
+class TrainSection(Section):
+    """How registers are trained."""
+
+    rung: Literal["registers", "register-lora", "lora"] = "register-lora"
+    """What is trained: registers; with low-rank updates at registers only; or at every position."""
+
+    layers: Literal["early", "all"] = "all"
+    """Language-model layers that get low-rank updates: those that see visual tokens, or all."""
+
+    rank: int = Field(32, ge=1)
+    """Rank of the low-rank updates."""
+
+    alpha: float | None = Field(None, gt=0)
+    """Updates are scaled by alpha / rank; null: as large as the rank."""
+
+    steps: int = Field(600, ge=1)
+    """Optimiser steps."""
+
+    batch_size: int = Field(16, ge=1)
+    """Pictures in one step."""
+
+    questions: int = Field(4, ge=1)
+    """Questions asked about each picture of a step, at most."""
+
+    learning_rate: float = Field(2e-3, gt=0)
+    """Highest learning rate."""
+
+    register_learning_rate: float | None = Field(None, gt=0)
+    """Highest learning rate of the registers themselves; null: the same."""
+
+    warmup: float = Field(0.03, ge=0, le=1)
+    """Share of the steps in which the learning rate rises."""
+
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay of what is trained."""
+
+    clip: float = Field(1.0, gt=0)
+    """Longest gradient (norm); longer ones are shortened to it."""
+
+    cross_entropy: float = Field(1.0, ge=0)
+    """Weight of the loss on the answers in the data."""
+
+    distill: float = Field(1.0, ge=0)
+    """Weight of the loss on the unconverted model's own predictions."""
+
+    temperature: float = Field(1.0, gt=0)
+    """Softness at which predictions are compared in distillation."""
+
+    top_k: int = Field(32, ge=1)
+    """Predictions of the unconverted model kept at each answer position."""
+
+    teacher_cache: bool = True
+    """Keep the unconverted model's predictions on disk, computed once."""
+
+    checkpoint_every: int = Field(100, ge=1)
+    """Steps between two checkpoints."""
+
+    autocast: Literal["none", "bf16"] = "none"
+    """Number format of the arithmetic in training; none: that of the weights."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+
+    @model_validator(mode="after")
+    def _something_is_learnt(self) -> Self:
+        if self.cross_entropy == 0 and self.distill == 0:
+            raise ValueError("cross_entropy and distill are both 0, so there is nothing to learn")
+        return self
+
+
+class DataSection(Section):
+    """What is trained on."""
+
+    train: str | None = None
+    """Training data: `demo`, or a file."""
+
+    rows: int | None = Field(None, ge=1)
+    """Use only the first so many rows; null: all."""
+
+
+class EvalSection(Section):
+    """How a model is measured."""
+
+    data: str | None = None
+    """Data to measure on: `demo:test`, or a file."""
+
+    limit: int | None = Field(None, ge=1)
+    """Ask only the first so many questions; null: all."""
+
+    batch_size: int = Field(32, ge=1)
+    """Questions answered at once."""
+
+    max_new_tokens: int = Field(16, ge=1)
+    """Longest answer, in tokens."""
+
+    baselines: bool = False
+    """Measure the simple alternatives too, at the same layer and count."""
+
+    differences: int = Field(40, ge=0)
+    """Questions with differing answers shown in the report, at most."""
+
+    repeats: int = Field(5, ge=1)
+    """Timings of each speed; their median counts."""
+
+
+class Recipe(Section):
+    """Every setting of every stage."""
+
+    seed: int = Field(0, ge=0)
+    """Seed of everything random."""
+
+    victor: VictorSection = VictorSection()
+    """What makes a model a Victor model."""
+
+    convert: ConvertSection = ConvertSection()
+    """How a model is turned into a Victor model."""
+
+    train: TrainSection = TrainSection()
+    """How registers are trained."""
+
+    data: DataSection = DataSection()
+    """What is trained on."""
+
+    eval: EvalSection = EvalSection()
+    """How a model is measured."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where and on what a stage runs: nothing that changes what is computed, only how."""
+
+    out: Path | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+    resume: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    attn: str = "sdpa"
+    threads: int | None = None
+    quiet: bool = False
+    base: str | None = None
+
+
+def load_recipe(
+    path: Path | None = None,
+    *,
+    settings: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Read a recipe; flags beat settings, settings beat the file, the file beats the defaults.
+
+    Args:
+        path: YAML file; None: defaults only.
+        settings: Texts such as `train.steps=200`, values read as YAML.
+        flags: Dotted keys with their values; None means that the flag was not given.
+
+    Raises:
+        VictorError: With everything that is wrong, each with its place, value and nearest key.
+    """
+    tree = YamlTree() if path is None else YamlTree.read(path)
+    for setting in settings:
+        tree.put(*_parse_setting(setting), f"--set {setting}")
+    for key, value in (flags or {}).items():
+        if value is not None:
+            tree.put(tuple(key.split(".")), value, "command line")
+    problems = list(tree.problems)
+    try:
+        recipe = Recipe.model_validate(tree.values)
+    except ValidationError as error:
+        problems += [_sentence(detail, tree) for detail in error.errors()]
+    if problems:
+        fix = "victorctl recipes keys" if path is None else f"victorctl recipes keys {path}"
+        raise VictorError("\n".join(problems), fix=fix)
+    return recipe
+
+
+def _parse_setting(setting: str) -> tuple[Key, Any]:
+    key, equals, value = setting.partition("=")
+    if not equals or not all(key.split(".")):
+        raise VictorError(
+            f"--set {setting}: expected a key and a value",
+            fix="write for example --set train.steps=200",
+        )
+    return tuple(key.split(".")), parse_value(value, f"--set {setting}")
+
+
+def _sentence(detail: Mapping[str, Any], tree: YamlTree) -> str:
+    """Say one validation error: place, key, what was expected and what was there."""
+    key = tuple(str(part) for part in detail["loc"])
+    place = f"{tree.origin(key)}: " if tree.origin(key) else ""
+    message, value = detail["msg"], detail["input"]
+    if detail["type"] == "extra_forbidden":
+        return f"{place}unknown key '{'.'.join(key)}'; {_nearest(key)}"
+    if detail["type"] == "value_error":
+        return f"{place}{'.'.join(key)}: {detail['ctx']['error']}"
+    if detail["type"] == "model_type":
+        message = "input should be a section with keys of its own"
+    got = "null" if value is None else value or repr(value)
+    return f"{place}{'.'.join(key)}: {message[:1].lower()}{message[1:]}, got {got}"
+
+
+def _nearest(key: Key) -> str:
+    """Hint at the key that was meant: near in this section, same name in another, or all."""
+    known = _keys_beside(key)
+    if near := difflib.get_close_matches(key[-1], known, n=1):
+        return f"did you mean '{near[0]}'?"
+    elsewhere = [
+        f"{section}.{name}"
+        for section in Recipe.model_fields
+        for name in _keys_beside((section, ""))
+        if name == key[-1]
+    ]
+    if elsewhere:
+        return f"did you mean {' or '.join(repr(name) for name in elsewhere)}?"
+    return f"known: {', '.join(known)}"
+
+
+def _keys_beside(key: Key) -> list[str]:
+    model: Any = Recipe
+    for name in key[:-1]:
+        model = model.model_fields[name].annotation
+    return list(getattr(model, "model_fields", {}))
