@@ -1,0 +1,866 @@
+"""Victor: a LLaVA whose visual tokens leave after a few layers, and whose registers carry the image.
+
+This file is the whole runtime. It lies in every model folder that victorctl writes, byte for byte as it
+is in the package, and imports only torch and transformers:
+
+    AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
+
+Without `trust_remote_code` the same folder loads as the unconverted model.
+
+Reading order: `VictorMixin` (what a caller sees), `VictorText` (the layers in two slices), `Tokens` and
+the functions after it (who is where), `VictorCache` (two lengths in one cache), `Victor` (the parameters).
+
+Shapes: b rows, n tokens the caller passes, t tokens in the sequence at hand, d width, r registers.
+
+Source: Wen et al. 2024, arXiv 2410.14072, for registers and the drop; the rest is this project's.
+"""
+
+import copy
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn import functional
+
+if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 23):
+    raise ImportError(
+        f"Victor models need transformers 5.23 or newer, and this is {transformers.__version__}."
+        "\n  fix: pip install -U 'transformers>=5.23,<6'"
+    )
+
+from safetensors.torch import save_file
+from transformers import DynamicCache, LlavaForConditionalGeneration
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
+TEXT, VISUAL, REGISTER = 0, 1, 2
+"""Kinds of token in `Tokens.kind`."""
+
+VARIANT = "victor"
+WEIGHTS = "victor.safetensors"
+BASE_WEIGHTS = "model.safetensors"
+BASE_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.victor.json"
+PREFIX = "victor."
+"""Every Victor parameter's name begins so; every other name is the base model's."""
+
+
+# ---- The parameters ------------------------------------------------------------------------------
+
+
+class Registers(nn.Module):
+    """The learned registers, one row each [r, d]."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(count, width))
+
+    def forward(self, images: int) -> Tensor:
+        """Give every image its own copy of the registers [images, r, d]."""
+        return self.weight.expand(images, -1, -1)
+
+
+class Gate:
+    """Where the registers stand in the sequence that one layer is reading now: flat row indices, or None."""
+
+    rows: Tensor | None = None
+
+
+class LowRank(nn.Module):
+    """A low-rank update of one Linear that acts on registers only: no other token's arithmetic changes.
+
+    Source: Hu et al. 2021, arXiv 2106.09685, for the update; acting at registers alone is this project's.
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int, scale: float, gate: Gate) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(rank, linear.in_features))
+        self.up = nn.Parameter(torch.empty(linear.out_features, rank))
+        self.scale, self.gate = scale, gate
+        linear.register_forward_hook(self.add)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map register states [rows, in] to their update [rows, out]."""
+        low = functional.linear(inputs, self.down.to(inputs.dtype))
+        return functional.linear(low, self.up.to(inputs.dtype)) * self.scale
+
+    def add(self, linear: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        """Add the update to a Linear's output at the rows of its layer's gate (a forward hook)."""
+        rows = self.gate.rows
+        if rows is None:
+            return None
+        rows = rows.to(output.device)
+        update = self(inputs[0].flatten(0, -2).index_select(0, rows))
+        flat = output.flatten(0, -2)
+        return flat.index_add(0, rows, update.to(flat.dtype)).view_as(output)
+
+
+class Adapter(nn.Module):
+    """The low-rank updates of one decoder layer, one per Linear outside of expert banks."""
+
+    def __init__(self, layer: nn.Module, rank: int, scale: float) -> None:
+        super().__init__()
+        self.gate = Gate()
+        linears = {
+            name: module
+            for name, module in layer.named_modules()
+            if isinstance(module, nn.Linear) and not {"experts", "router"} & set(name.split("."))
+        }
+        self.linears = nn.ModuleDict(
+            {name.replace(".", "-"): LowRank(linear, rank, scale, self.gate) for name, linear in linears.items()}
+        )
+
+
+class Victor(nn.Module):
+    """Everything that a conversion adds: registers, and low-rank updates at the registers if any.
+
+    Args:
+        settings: The `victor` section of the configuration.
+        width: Width of the text model.
+        layers: Decoder layers of the text model.
+    """
+
+    def __init__(self, settings: dict[str, Any], width: int, layers: nn.ModuleList) -> None:
+        super().__init__()
+        self.drop_layer: int = settings["drop_layer"]
+        self.positions: str = settings["positions"]
+        self.enabled = True  # False: the unconverted model
+        self.inserting = True  # False: the drop without registers
+        self.reduce = drop_visual  # what happens to the sequence before layer `drop_layer`
+        self.registers = Registers(settings["registers"], width)
+        self.adapters = nn.ModuleDict()
+        if adapter := settings.get("adapter"):
+            adapted = self.drop_layer if adapter["layers"] == "early" else len(layers)
+            scale = adapter["alpha"] / adapter["rank"]
+            for index in range(adapted):
+                self.adapters[str(index)] = Adapter(layers[index], adapter["rank"], scale)
+
+    def open_gates(self, start: int, stop: int, rows: Tensor | None) -> None:
+        """Tell the adapters of layers start..stop-1 which flat rows hold registers; None for none."""
+        for index in range(start, stop):
+            if str(index) in self.adapters:
+                self.adapters[str(index)].gate.rows = rows
+
+
+# ---- Who is where --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What stands at each place of a batch of sequences, all [b, t].
+
+    Args:
+        kind: TEXT, VISUAL or REGISTER.
+        valid: False for padding.
+        position: RoPE position.
+        origin: Column among the caller's tokens that this token answers for, -1 for none.
+        heir: For an image's last register, the column of the image's last visual token; else -1.
+    """
+
+    kind: Tensor
+    valid: Tensor
+    position: Tensor
+    origin: Tensor
+    heir: Tensor
+
+    def take(self, index: Tensor) -> "Tokens":
+        """Select columns, row by row; `index` is [b, new t]."""
+        return Tokens(*(field.take_along_dim(index, dim=1) for field in vars(self).values()))
+
+    def rows(self) -> Tensor | None:
+        """Flat indices of the registers, None if there are none."""
+        rows = (self.kind == REGISTER).flatten().nonzero().squeeze(1)
+        return rows if len(rows) else None
+
+
+class Images(NamedTuple):
+    """The images that arrive in a call.
+
+    `visual` [b, n] marks their placeholders. `row` and `column` [images] say where each image ends; the
+    registers follow there. A column of -1 means that the image ended just before this call.
+    """
+
+    visual: Tensor
+    row: Tensor
+    column: Tensor
+
+
+def find_images(visual: Tensor, lengths: list[int]) -> Images:
+    """Find where each image ends among its placeholders.
+
+    Args:
+        visual: True at placeholders [b, n].
+        lengths: Visual tokens of each image, in reading order; adjacent images are told apart by it.
+    """
+    flat = visual.flatten().nonzero().squeeze(1)
+    last = torch.tensor(lengths, device=flat.device).cumsum(0) - 1
+    ends = flat[last]
+    return Images(visual, ends // visual.shape[1], ends % visual.shape[1])
+
+
+def valid_tokens(attention_mask: Tensor | None, hidden: Tensor) -> Tensor:
+    """Read off which of the caller's tokens are not padding [b, n]; the mask may cover the past too.
+
+    Raises:
+        ValueError: If the mask is not two-dimensional.
+    """
+    batch, length = hidden.shape[:2]
+    if attention_mask is None:
+        return torch.ones(batch, length, dtype=torch.bool, device=hidden.device)
+    if attention_mask.dim() != 2:
+        raise ValueError(
+            f"A Victor model needs a mask of two dimensions, got {attention_mask.dim()}."
+            "\n  fix: pass the processor's attention_mask"
+        )
+    return attention_mask[:, -length:].to(hidden.device, torch.bool)
+
+
+def next_positions(start: Tensor, valid: Tensor) -> Tensor:
+    """Count on from each row's next position [b] over its valid tokens [b, t]."""
+    return (start[:, None] + valid.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def check_positions(position: Tensor, valid: Tensor, *, packed: bool, consecutive: bool) -> None:
+    """Refuse positions that this model cannot honour.
+
+    Args:
+        position: What the caller passed [b, n].
+        valid: False for padding [b, n].
+        packed: A step back would mean packed sequences, there being no mask.
+        consecutive: Positions must count up by one, as the text will move.
+
+    Raises:
+        ValueError: If they are packed, or not consecutive where they must be.
+    """
+    step = position.diff(dim=1)
+    inside = valid[:, 1:] & valid[:, :-1]
+    if packed and bool((step <= 0).any()):
+        raise ValueError(
+            "A Victor model does not take packed sequences (position_ids that start again)."
+            "\n  fix: pad instead of packing, and pass attention_mask"
+        )
+    if consecutive and bool(((step != 1) & inside).any()):
+        raise ValueError(
+            "Under positions: append the model numbers the tokens itself, and these position_ids have gaps."
+            "\n  fix: leave position_ids out, or convert with --positions overlay"
+        )
+
+
+def caller_tokens(valid: Tensor, position: Tensor, visual: Tensor | None) -> Tokens:
+    """Describe the caller's own tokens, registers not yet among them."""
+    column = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
+    kind = torch.zeros_like(column) if visual is None else visual.long()
+    nobody = torch.full_like(column, -1)
+    return Tokens(kind, valid, position, torch.where(valid, column, nobody), nobody)
+
+
+def insert_registers(
+    hidden: Tensor, tokens: Tokens, images: Images, registers: Tensor, first: Tensor
+) -> tuple[Tensor, Tokens]:
+    """Put every image's registers right after its last visual token.
+
+    Rows with fewer images than the fullest row are filled with padding on the left.
+
+    Args:
+        hidden: Embeddings of the caller's tokens [b, n, d].
+        tokens: Their description.
+        images: Where the images end.
+        registers: One copy for each image [images, r, d].
+        first: Position of each image's first register [images].
+
+    Returns:
+        Embeddings [b, n + r * most images in a row, d] and their description.
+    """
+    batch, length, width = hidden.shape
+    count, each = registers.shape[:2]
+    before = torch.arange(count, device=hidden.device)
+    slot = before - torch.searchsorted(images.row, images.row)  # the image's number within its row
+    slots = int(slot.max()) + 1
+    target = (images.row * slots + slot)[:, None] * each + before.new_tensor(range(each))  # [images, r]
+
+    def place(values: Tensor, fill: float) -> Tensor:
+        """Lay values [images * r, ...] out as [b, slots * r, ...]."""
+        out = values.new_full((batch * slots * each, *values.shape[1:]), fill)
+        return out.index_copy(0, target.flatten(), values).unflatten(0, (batch, slots * each))
+
+    offset = torch.arange(each, device=hidden.device).expand(count, -1)
+    nobody = offset.new_full((count * each,), -1)
+    heir = torch.where(offset == each - 1, images.column[:, None], -1).flatten()
+    real = place(torch.ones_like(nobody), 0).bool()
+    added = Tokens(
+        kind=torch.where(real, REGISTER, TEXT),
+        valid=real,
+        position=place((first[:, None] + offset).flatten(), 0),
+        origin=place(nobody, -1),
+        heir=place(heir, -1),
+    )
+    after = place(images.column.repeat_interleave(each), -2)  # padding sorts before everything
+    own = torch.arange(length, device=hidden.device).expand(batch, -1)
+    order = torch.cat([own, after], dim=1).argsort(dim=1, stable=True)
+    hidden = torch.cat([hidden, place(registers.reshape(-1, width).to(hidden.dtype), 0)], dim=1)
+    joined = Tokens(*(torch.cat(pair, dim=1) for pair in zip(vars(tokens).values(), vars(added).values(), strict=True)))
+    return hidden.take_along_dim(order[..., None], dim=1), joined.take(order)
+
+
+def keep(hidden: Tensor, tokens: Tokens, kept: Tensor) -> tuple[Tensor, Tokens]:
+    """Gather the kept tokens of every row, in order, padded on the left to the fullest row.
+
+    Args:
+        hidden: States [b, t, d].
+        tokens: Their description.
+        kept: True where a token stays [b, t]; padding never stays.
+
+    Returns:
+        States [b, most kept in a row, d] and their description.
+    """
+    kept = kept & tokens.valid
+    longest = int(kept.sum(dim=1).max())
+    index = kept.int().argsort(dim=1, stable=True)[:, kept.shape[1] - longest :]
+    stays = kept.take_along_dim(index, dim=1)
+    tokens = tokens.take(index)
+    tokens = replace(tokens, valid=stays, origin=torch.where(stays, tokens.origin, -1))
+    return hidden.take_along_dim(index[..., None], dim=1), tokens
+
+
+def drop_visual(hidden: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens]:
+    """Drop every visual token; the last register of an image answers at the image's last column."""
+    hidden, tokens = keep(hidden, tokens, tokens.kind != VISUAL)
+    return hidden, replace(tokens, origin=torch.where(tokens.heir >= 0, tokens.heir, tokens.origin))
+
+
+def scatter(hidden: Tensor, tokens: Tokens, length: int) -> Tensor:
+    """Lay states [b, t, d] back onto the caller's columns [b, length, d]; zeros where nobody answers."""
+    batch, _, width = hidden.shape
+    column = torch.where(tokens.valid & (tokens.origin >= 0), tokens.origin, length)
+    out = hidden.new_zeros(batch, length + 1, width)
+    return out.scatter(1, column[..., None].expand(-1, -1, width), hidden)[:, :length]
+
+
+# ---- The cache -----------------------------------------------------------------------------------
+
+
+class VictorCache(DynamicCache):
+    """A dynamic cache whose early layers are longer than its late ones.
+
+    Its length is the caller's: tokens passed so far, placeholders included, registers not. For the early
+    and the late layers it also keeps the padding mask, and for every row the next position.
+
+    Args:
+        config: Configuration of the text model.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config=config)
+        self._start()
+
+    def _start(self) -> None:
+        self.seen = 0
+        self.floor = 0
+        self.dropped = False
+        self.valid: list[Tensor] = []
+        self.next_position: Tensor | None = None
+
+    @classmethod
+    def adopt(cls, cache: Any, config: Any) -> "VictorCache | None":
+        """Make an empty `DynamicCache` ours, in place; None for one that cannot be."""
+        if isinstance(cache, cls):
+            return cache
+        ordinary = type(cache) is DynamicCache and not cache.offloading
+        if not ordinary or cache.get_seq_length() > 0:
+            return None
+        cache.__class__ = cls
+        cache.__init__(config)
+        return cache
+
+    def window(self, start: int, stop: int) -> "CacheWindow":
+        """Show layers start..stop-1 as a cache of their own."""
+        return CacheWindow(self, start, stop)
+
+    def mask(self, stage: int, valid: Tensor) -> Tensor:
+        """Extend a stage's padding mask by the tokens that are about to enter; not yet recorded."""
+        return torch.cat([self.valid[stage], valid], dim=1) if self.valid else valid
+
+    def record(self, length: int, valid: list[Tensor], position: Tensor) -> None:
+        """Note what a call has added: `length` tokens of the caller, both stages' masks, early positions."""
+        after = (position + 1).masked_fill(~valid[0], 0).amax(dim=1)
+        if self.next_position is not None:
+            after = torch.maximum(after, self.next_position)
+        self.valid = [self.mask(stage, new) for stage, new in enumerate(valid)]
+        self.seen += length
+        self.next_position = after
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens that the caller has passed, whatever the layer."""
+        return self.seen
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self._start()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last tokens; `tokens_to_remove` is negative, as everywhere in transformers.
+
+        Raises:
+            ValueError: If an image would be cut.
+        """
+        super().crop(tokens_to_remove)
+        if tokens_to_remove == 0 or not self.valid:
+            return
+        if self.seen + tokens_to_remove < self.floor:
+            raise ValueError(
+                f"crop({tokens_to_remove}) reaches into an image, which ends at token {self.floor} of {self.seen}."
+                "\n  fix: crop text only, or start again from an empty cache"
+            )
+        self.next_position = self.next_position - self.valid[0][:, tokens_to_remove:].sum(dim=1)
+        self.valid = [valid[:, :tokens_to_remove] for valid in self.valid]
+        self.seen += tokens_to_remove
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Reorder rows for beam search."""
+        super().reorder_cache(beam_idx)
+        self._select(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows."""
+        super().batch_select_indices(indices)
+        self._select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row."""
+        super().batch_repeat_interleave(repeats)
+        if self.valid:
+            rows = torch.arange(len(self.next_position), device=self.next_position.device)
+            self._select(rows.repeat_interleave(repeats))
+
+    def _select(self, rows: Tensor) -> None:
+        if self.valid:
+            self.valid = [valid[rows.to(valid.device)] for valid in self.valid]
+            self.next_position = self.next_position[rows.to(self.next_position.device)]
+
+
+class CacheWindow(DynamicCache):
+    """Layers start..stop-1 of a cache, with the true length of those layers."""
+
+    def __init__(self, cache: VictorCache, start: int, stop: int) -> None:
+        super().__init__()
+        self.cache, self.layers = cache, cache.layers[start:stop]
+        self.layer_class_to_replicate = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Store in the whole cache: layers know their number there."""
+        return self.cache.update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
+# ---- The text model ------------------------------------------------------------------------------
+
+
+class VictorText:
+    """The text model, run as two slices of its own layers with the drop in between.
+
+    Mixed into the native class of the text model (`text_class`); `victor` is the parameters' module,
+    held without being registered here.
+    """
+
+    victor: Victor
+
+    def layer_slice(self, start: int, stop: int) -> nn.Module:
+        """Show decoder layers start..stop-1 as a model of the native class, sharing every parameter.
+
+        The final norm belongs to the slice that holds the last layer. Nothing is registered and the
+        state dict is unchanged.
+        """
+        last = len(self.layers)
+        config = copy.copy(self.config)
+        config.num_hidden_layers = stop - start
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[start:stop]
+        native = type(self).native
+        view = native.__new__(native)
+        norm = self.norm if stop == last else nn.Identity()
+        modules = {**self._modules, "layers": self.layers[start:stop], "norm": norm}
+        view.__dict__.update(self.__dict__, config=config, _modules=modules)
+        return view
+
+    def run_slice(
+        self, start: int, stop: int, hidden: Tensor, tokens: Tokens, cache: VictorCache | None, **kwargs: Any
+    ) -> BaseModelOutputWithPast:
+        """Run decoder layers start..stop-1 with the backbone's own forward.
+
+        Args:
+            start: First layer.
+            stop: Layer after the last.
+            hidden: Input of layer `start` [b, t, d].
+            tokens: What stands where.
+            cache: Holds the keys and values of earlier calls; None to keep none.
+            **kwargs: Passed on to the backbone.
+
+        Returns:
+            Output of the backbone's forward over this slice.
+        """
+        stage = int(start >= self.victor.drop_layer)
+        self.victor.open_gates(start, stop, tokens.rows())
+        return type(self).native.forward(
+            self.layer_slice(start, stop),
+            inputs_embeds=hidden,
+            attention_mask=tokens.valid if cache is None else cache.mask(stage, tokens.valid),
+            position_ids=tokens.position,
+            past_key_values=None if cache is None else cache.window(start, stop),
+            use_cache=cache is not None,
+            **kwargs,
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        images: Images | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the text model; `images` are those whose features `inputs_embeds` holds.
+
+        Where there is nothing to drop, now or in the cache, this is the native forward.
+        """
+        cache = self._cache(past_key_values, use_cache, images) if self.victor.enabled else None
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if images is not None or (cache is not None and cache.dropped):
+            return self._forward_dropped(
+                inputs_embeds, attention_mask, position_ids, cache, images, **kwargs
+            )
+        self.victor.open_gates(0, len(self.layers), None)
+        output = super().forward(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values if cache is None else cache,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        if cache is not None:
+            valid = valid_tokens(attention_mask, inputs_embeds)
+            if position_ids is None:
+                position_ids = torch.arange(inputs_embeds.shape[1], device=valid.device) + cache.seen
+            cache.record(valid.shape[1], [valid, valid], position_ids.expand_as(valid))
+        return output
+
+    def _forward_dropped(
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: VictorCache | None,
+        images: Images | None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run [0, k), drop, run [k, n), and lay the states back onto the caller's columns."""
+        length, last, k = hidden.shape[1], len(self.layers), self.victor.drop_layer
+        if kwargs.get("output_hidden_states") or kwargs.get("output_attentions"):
+            maybe_install_capturing_hooks(self)
+        hidden, early = self.arrange(hidden, attention_mask, position_ids, cache, images)
+        first = self.run_slice(0, k, hidden, early, cache, **kwargs)
+        hidden, late = first.last_hidden_state, early
+        if images is not None:
+            hidden, late = self.victor.reduce(hidden, early)
+        second = self.run_slice(k, last, hidden, late, cache, **kwargs)
+        if cache is not None:
+            cache.record(length, [early.valid, late.valid], early.position)
+            if images is not None:
+                cache.dropped = True
+                cache.floor = cache.seen - length + int(images.column.max()) + 1
+        states = attentions = None
+        if first.hidden_states is not None:
+            parts = [(first.hidden_states[:-1], early), (second.hidden_states, late)]
+            states = tuple(scatter(state, at, length) for part, at in parts for state in part)
+        if first.attentions is not None:
+            attentions = first.attentions + second.attentions
+        return BaseModelOutputWithPast(
+            last_hidden_state=scatter(second.last_hidden_state, late, length),
+            past_key_values=cache,
+            hidden_states=states,
+            attentions=attentions,
+        )
+
+    def arrange(
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: VictorCache | None,
+        images: Images | None,
+    ) -> tuple[Tensor, Tokens]:
+        """Say what stands where, registers inserted, at the positions that the settings ask for.
+
+        `overlay`: registers take the positions of the last visual tokens, text keeps the base model's.
+        `append`: registers follow the visual tokens, and the text after them moves up.
+        """
+        append = self.victor.positions == "append"
+        valid = valid_tokens(attention_mask, hidden)
+        start = valid.new_zeros(len(valid), dtype=torch.long)
+        if cache is not None and cache.next_position is not None:
+            start = cache.next_position.to(hidden.device)
+        position = next_positions(start, valid)
+        if position_ids is not None:
+            given = position_ids.to(hidden.device).expand_as(valid)
+            check_positions(given, valid, packed=attention_mask is None, consecutive=append)
+            position = position if append else given
+        tokens = caller_tokens(valid, position, None if images is None else images.visual)
+        count = self.victor.registers.weight.shape[0]
+        if images is None or not self.victor.inserting:
+            return hidden, tokens
+        end = torch.cat([start[:, None] - 1, position], dim=1)[images.row, images.column + 1]
+        registers = self.victor.registers(len(images.row)).to(hidden.device)
+        hidden, tokens = insert_registers(hidden, tokens, images, registers, end - count + 1)
+        if append:
+            tokens = replace(tokens, position=next_positions(start, tokens.valid))
+        return hidden, tokens
+
+    def _cache(self, cache: Any, use_cache: bool | None, images: Images | None) -> VictorCache | None:
+        """Make or adopt a cache that can hold two lengths; None where the native forward needs none."""
+        if cache is None:
+            wanted = self.config.use_cache if use_cache is None else use_cache
+            checkpointing = self.training and self.gradient_checkpointing
+            return VictorCache(self.config) if wanted and not checkpointing else None
+        adopted = VictorCache.adopt(cache, self.config)
+        if adopted is None and images is not None:
+            raise ValueError(
+                f"A Victor model cannot put an image into this cache: a {type(cache).__name__} that holds "
+                f"{cache.get_seq_length()} tokens. It needs layers of two lengths."
+                "\n  fix: pass no past_key_values, an empty DynamicCache(), or the cache that this model returned"
+            )
+        return adopted
+
+
+def text_class(native: type[nn.Module]) -> type[nn.Module]:
+    """Mix `VictorText` into a native text model class.
+
+    The new class keeps the native name and module: transformers looks up output capturing and key
+    conversion by them.
+    """
+    names = {"native": native, "__module__": native.__module__, "__qualname__": native.__qualname__}
+    return type(native.__name__, (VictorText, native), names)
+
+
+# ---- The folder ----------------------------------------------------------------------------------
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """Read the header of a safetensors file: tensor names to dtype, shape and offsets."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    header.pop("__metadata__", None)
+    return header
+
+
+def write_indexes(folder: Path) -> None:
+    """Write both indexes: the base's tensors alone, and all of them for the Victor class."""
+    headers = {file.name: read_header(file) for file in sorted(folder.glob("*.safetensors"))}
+    for index, files in ((BASE_INDEX, set(headers) - {WEIGHTS}), (INDEX, set(headers))):
+        tensors = {name: (file, entry) for file in sorted(files) for name, entry in headers[file].items()}
+        offsets = [entry["data_offsets"] for _, entry in tensors.values()]
+        content = {
+            "metadata": {"total_size": sum(stop - start for start, stop in offsets)},
+            "weight_map": {name: tensors[name][0] for name in sorted(tensors)},
+        }
+        (folder / index).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def write_config(folder: Path, settings: dict[str, Any], native: str, ours: str) -> None:
+    """Add to `config.json` what makes the folder a Victor model and keeps it its base.
+
+    Args:
+        folder: Holds the `config.json` of the base.
+        settings: The `victor` section.
+        native: Class of the base.
+        ours: Class in this file.
+    """
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    remote = f"{Path(__file__).stem}.{ours}"
+    names = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+    config |= {"architectures": [native], "auto_map": dict.fromkeys(names, remote), "victor": settings}
+    file.write_text(json.dumps(config, indent=2) + "\n")
+
+
+# ---- What a caller sees --------------------------------------------------------------------------
+
+
+class VictorMixin:
+    """A LLaVA class with registers: same processor, same prompts, same `input_ids`, same output shapes.
+
+    `config.victor` holds `registers`, `drop_layer`, `positions` (`overlay` or `append`) and `adapter`
+    (None, or `rank`, `alpha` and `layers`: `early` or `all`).
+    """
+
+    _supports_attention_backend = False  # engines with one length for all layers must not pick this up
+    _can_compile_fullgraph = False
+    native: type[nn.Module]
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        text, settings = self.model.language_model, getattr(config, "victor", None)
+        if settings is None:
+            raise ValueError(
+                "This configuration has no `victor` section: the folder is not a converted model."
+                "\n  fix: victorctl convert SOURCE --out FOLDER"
+            )
+        if not 1 <= settings["drop_layer"] < len(text.layers):
+            raise ValueError(
+                f"drop_layer is {settings['drop_layer']}, and the text model has {len(text.layers)} layers."
+                f"\n  fix: choose 1 to {len(text.layers) - 1}"
+            )
+        self.loss_type = "ForConditionalGeneration"
+        self.victor = Victor(settings, text.config.hidden_size, text.layers)
+        text.__class__ = text_class(type(text))
+        text.__dict__["victor"] = self.victor  # a plain reference: the state dict does not change
+        self.init_weights()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw registers like token embeddings; a fresh low-rank update is zero."""
+        if isinstance(module, Registers):
+            nn.init.normal_(module.weight, std=self.config.text_config.initializer_range)
+        elif isinstance(module, LowRank):
+            nn.init.normal_(module.down, std=module.down.shape[1] ** -0.5)
+            nn.init.zeros_(module.up)
+        else:
+            super()._init_weights(module)
+
+    @contextmanager
+    def registers_off(self) -> Iterator[None]:
+        """Be the unconverted model for a while: no registers, nothing dropped."""
+        before, self.victor.enabled = self.victor.enabled, False
+        try:
+            yield
+        finally:
+            self.victor.enabled = before
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        image_sizes: Tensor | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the model; arguments and outputs are those of the native class.
+
+        Raises:
+            ValueError: For `inputs_embeds` without `input_ids`, fewer visual tokens than registers under
+                `overlay`, packed sequences, or a cache that cannot hold two lengths.
+        """
+        features = dict(mm_encoder_outputs or {})
+        if self.victor.enabled:
+            if input_ids is None:
+                raise ValueError(
+                    "A Victor model cannot find the images in inputs_embeds."
+                    "\n  fix: pass input_ids, with pixel_values or mm_encoder_outputs"
+                )
+            if pixel_values is not None and features.get("image") is None:
+                chosen = {
+                    "vision_feature_layer": vision_feature_layer,
+                    "vision_feature_select_strategy": vision_feature_select_strategy,
+                    "image_sizes": image_sizes,
+                }
+                chosen = {name: value for name, value in chosen.items() if value is not None}
+                features["image"] = self.model.get_image_features(pixel_values, return_dict=True, **chosen)
+                pixel_values = None
+            if features.get("image") is not None:
+                lengths = [len(feature) for feature in features["image"].pooler_output]
+                kwargs["images"] = self._images(input_ids, lengths)
+        return super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            vision_feature_layer=vision_feature_layer,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            image_sizes=image_sizes,
+            mm_encoder_outputs=features or None,
+            **kwargs,
+        )
+
+    def _images(self, input_ids: Tensor, lengths: list[int]) -> Images:
+        """Find the placeholders of the images whose features arrive in this call."""
+        visual = input_ids == self.config.image_token_id
+        if int(visual.sum()) != sum(lengths):
+            raise ValueError(
+                f"Image features and image tokens do not match: {sum(lengths)} features for "
+                f"{int(visual.sum())} image tokens.\n  fix: one <image> in the text for every picture, "
+                "and no truncation (or prefill_chunk_size) that cuts an image"
+            )
+        count = self.victor.registers.weight.shape[0]
+        if self.victor.positions == "overlay" and min(lengths) < count:
+            raise ValueError(
+                f"{count} registers cannot overlay an image of {min(lengths)} visual tokens."
+                "\n  fix: convert with --positions append, or with fewer --registers"
+            )
+        return find_images(visual, lengths)
+
+    @classmethod
+    def from_pretrained(cls, path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """Load a folder that `victorctl` or `save_pretrained` wrote; arguments are transformers' own.
+
+        Raises:
+            ValueError: If a tensor is missing, unexpected or of another shape.
+        """
+        kwargs["variant"] = VARIANT
+        model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        wrong = {name: keys for name, keys in info.items() if "keys" in name and keys}
+        if wrong:
+            raise ValueError(f"{path} does not hold this model: {wrong}\n  fix: convert or download it again")
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: Any, state_dict: dict[str, Tensor] | None = None, **kwargs: Any) -> None:
+        """Write the folder that holds two models: the base under its own names, and Victor beside it."""
+        folder = Path(save_directory)
+        state = self.state_dict() if state_dict is None else state_dict
+        own = {name: state[name].detach().contiguous().cpu() for name in state if name.startswith(PREFIX)}
+        base = {name: state[name] for name in state if not name.startswith(PREFIX)}
+        kwargs["variant"] = None
+        super().save_pretrained(folder, state_dict=base, **kwargs)
+        save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
+        write_indexes(folder)
+        write_config(folder, self.config.victor, self.native.__name__, type(self).__name__)
+        if Path(__file__).resolve() != (folder / Path(__file__).name).resolve():
+            shutil.copyfile(__file__, folder / Path(__file__).name)
+
+
+class VictorLlava(VictorMixin, LlavaForConditionalGeneration):
+    """LLaVA with registers (`model_type` llava)."""
+
+    native = LlavaForConditionalGeneration
+
+
+for _class in (VictorLlava,):
+    register_checkpoint_conversion_mapping(
+        _class.__name__,
+        get_checkpoint_conversion_mapping(_class.config_class.model_type),
+        overwrite=True,
+    )
