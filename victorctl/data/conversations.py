@@ -1,0 +1,163 @@
+"""Any supported data, as rows: pictures and the conversations about them."""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from victorctl.data import formats, scenes
+from victorctl.errors import VictorError
+
+DEMO = {  # spec: split, scenes, questions about each
+    "demo": ("train", 20_000, 8),
+    "demo:test": ("test", 500, 4),
+}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns in the form that chat templates take; the last one is an answer.
+
+    Args:
+        messages: `{"role": ..., "content": [{"type": "image"}, {"type": "text", "text": ...}]}`.
+        type: Kind of question; "all" where the data does not say.
+        accepted: Every right answer, where the data names several.
+    """
+
+    messages: tuple[formats.Message, ...]
+    type: str = "all"
+    accepted: tuple[str, ...] = ()
+
+    @property
+    def question(self) -> str:
+        """Text of the turn before the last answer."""
+        return formats.text_of(self.messages[-2])
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Right answers to that question, at least one."""
+        return self.accepted or (formats.text_of(self.messages[-1]),)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Pictures and the conversations that share them.
+
+    Args:
+        id: Name of the row in its data.
+        images: Files, pictures, or functions that draw one; none is opened before `pictures`.
+        conversations: Each shows all the pictures, in their order.
+    """
+
+    id: str
+    images: tuple[Path | Image.Image | Callable[[], Image.Image], ...]
+    conversations: tuple[Conversation, ...]
+
+    def pictures(self) -> list[Image.Image]:
+        """Open the pictures, upright and in RGB.
+
+        Raises:
+            VictorError: If a file is not a picture.
+        """
+        return [_open(image) for image in self.images]
+
+
+@dataclass(frozen=True)
+class Rows(Sequence[Row]):
+    """Rows that are made when they are asked for."""
+
+    make: Callable[[int], Row]
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        """Make one row, or the list of rows of a slice."""
+        place = range(self.size)[index]
+        return [self.make(i) for i in place] if isinstance(place, range) else self.make(place)
+
+
+def open_data(spec: str, *, rows: int | None = None) -> Sequence[Row]:
+    """Open a data set; the form of every row is checked now, and that its pictures exist.
+
+    Args:
+        spec: "demo" (training scenes), "demo:test", or a .json or .jsonl file, whose picture
+            paths are relative to it.
+        rows: Use only so many, from the start; None for all.
+
+    Returns:
+        Rows in the order of the data.
+
+    Raises:
+        VictorError: If there is no such file, it is not JSON, or a row has no answer, not the
+            pictures that it shows, or an unknown form.
+    """
+    if spec in DEMO:
+        split, size, questions = DEMO[spec]
+        make = functools.partial(_scene_row, split=split, questions=questions)
+        return Rows(make, len(range(size)[:rows]))
+    path = Path(spec).expanduser()
+    if not path.is_file() or path.suffix not in formats.FILES:
+        known = ", ".join([*DEMO, *(f"a {suffix} file" for suffix in formats.FILES)])
+        raise VictorError(f"{spec}: no such data", fix=f"use one of: {known}")
+    records = list(itertools.islice(formats.FILES[path.suffix](path), rows))
+    if not records:
+        raise VictorError(f"{path}: holds no rows", fix="use a file with at least one")
+    table = Rows(lambda index: _record_row(index, *records[index], path.parent), len(records))
+    for (place, _), row in zip(records, table, strict=True):
+        _check_files(row, place)
+    return table
+
+
+def _scene_row(number: int, *, split: str, questions: int) -> Row:
+    scene = scenes.scene(number, split)
+    conversations = tuple(
+        Conversation(formats.question(asked.text, asked.answer, images=1), asked.type)
+        for asked in scene.questions(questions)
+    )
+    return Row(f"{split}-{number}", (scene.picture,), conversations)
+
+
+def _record_row(index: int, place: str, record: Any, folder: Path) -> Row:
+    try:
+        files = _files(record)
+        messages = formats.messages(record, len(files))
+    except VictorError as error:
+        raise VictorError(f"{place}: {error.problem}", fix=error.fix) from None
+    name = next((record[key] for key in ("id", "question_id") if key in record), index)
+    type_ = record.get("type") or record.get("category") or "all"
+    accepted = tuple(str(answer) for answer in record.get("answers") or ())
+    conversation = Conversation(messages, str(type_), accepted)
+    return Row(str(name), tuple(folder / file for file in files), (conversation,))
+
+
+def _files(record: Any) -> list[str]:
+    """List the picture files of a record; none makes it a row of text."""
+    found = (record.get("images") or record.get("image") or []) if isinstance(record, dict) else []
+    files = found if isinstance(found, list) else [found]
+    if not all(isinstance(file, str) for file in files):
+        raise VictorError(f"not a list of picture files: {found!r}", fix="name files as text")
+    return files
+
+
+def _check_files(row: Row, place: str) -> None:
+    for file in row.images:
+        if not file.is_file():
+            fix = "correct the path; it is relative to the data file"
+            raise VictorError(f"{place}: no such picture: {file}", fix=fix)
+
+
+def _open(image: Path | Image.Image | Callable[[], Image.Image]) -> Image.Image:
+    if not isinstance(image, Path):
+        return (image() if callable(image) else image).convert("RGB")
+    try:
+        with Image.open(image) as picture:
+            return ImageOps.exif_transpose(picture).convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        fix = "replace the file with a picture, or remove its row"
+        raise VictorError(f"{image}: not a readable picture: {error}", fix=fix) from error
