@@ -1,0 +1,126 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from victorctl import recipes
+from victorctl.errors import VictorError
+from victorctl.recipe import Recipe, load_recipe
+
+SHIPPED = ["demo/lora", "demo/registers", "demo/victor", "llava-1.5-7b/victor"]
+
+
+def test_every_recipe_that_ships_is_found_and_valid():
+    found = recipes.names()
+
+    assert list(found) == SHIPPED
+    for name, file in found.items():
+        assert load_recipe(file).train.rung in ("registers", "register-lora", "lora"), name
+
+
+def test_a_recipe_says_in_its_first_line_what_it_does():
+    summaries = recipes.summaries()
+
+    assert [row["name"] for row in summaries] == SHIPPED
+    assert all(row["about"].endswith(".") for row in summaries)
+
+
+def test_an_installed_package_looks_inside_itself(tmp_path, monkeypatch):
+    inside = tmp_path / "victorctl" / "_recipes" / "demo"
+    inside.mkdir(parents=True)
+    (inside / "victor.yaml").write_text("# Inside.\n")
+    monkeypatch.setattr(recipes, "__file__", str(tmp_path / "victorctl" / "recipes.py"))
+
+    assert recipes.names() == {"demo/victor": inside / "victor.yaml"}
+
+
+def test_a_file_is_found_before_a_recipe_of_ours(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert recipes.find("demo/victor") == recipes.folder() / "demo" / "victor.yaml"
+
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "victor").write_text("seed: 1\n")
+    assert recipes.find("demo/victor") == Path("demo/victor")
+
+    with pytest.raises(VictorError, match=r"no\.yaml: neither a file nor.*\n.*demo/lora, demo/reg"):
+        recipes.find("no.yaml")
+
+
+def test_copies_into_the_working_directory_unless_told_otherwise(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+
+    def copy(out, overwrite=False):
+        return recipes.copy("demo/victor", out=out, overwrite=overwrite)
+
+    assert copy(None) == Path("victor.yaml")
+    assert copy(Path("mine.yaml")) == Path("mine.yaml")
+    assert copy(Path("folder")) == Path("folder/victor.yaml")
+    assert Path("mine.yaml").read_text() == recipes.names()["demo/victor"].read_text()
+
+    Path("mine.yaml").write_text("changed")
+    with pytest.raises(VictorError, match=r"mine\.yaml exists\n  fix: give another --out"):
+        copy(Path("mine.yaml"))
+    assert Path("mine.yaml").read_text() == "changed"
+    assert copy(Path("mine.yaml"), overwrite=True).read_text() != "changed"
+
+    with pytest.raises(VictorError, match="no recipe called 'victor'\n  fix: use one of: demo/l"):
+        recipes.copy("victor", out=None, overwrite=False)
+
+
+def test_explains_each_key_with_type_range_default_and_meaning():
+    rows = {row["key"]: row for row in recipes.describe()}
+
+    assert rows["train.rank"] == {
+        "key": "train.rank",
+        "type": "whole number ≥ 1",
+        "default": 32,
+        "meaning": "Rank of the low-rank updates.",
+    }
+    assert rows["train.warmup"]["type"] == "number ≥ 0 ≤ 1"
+    assert rows["train.alpha"]["type"] == "number > 0, or null"
+    assert rows["victor.positions"]["type"] == "overlay | append"
+    assert rows["convert.link"]["type"] == "true | false"
+    assert rows["data.train"]["type"] == "text, or null"
+
+
+def test_every_key_has_a_meaning():
+    rows = recipes.describe()
+
+    assert len(rows) == 38
+    assert all(row["meaning"].endswith((".", "?")) for row in rows)
+
+
+def test_shows_what_a_file_gives_even_if_it_is_not_valid(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("seed: many\ntrain: {rank: 4}\ndata: 5\ntypo: 1\n")
+
+    here = {row["key"]: row["here"] for row in recipes.explain(path)}
+
+    assert (here["seed"], here["train.rank"]) == ("many", "4")
+    assert here["train.steps"] is None
+    assert here["data.train"] is None
+    assert "here" not in recipes.explain(None)[0]
+
+
+def test_a_recipe_survives_being_written_and_read(tmp_path):
+    path = tmp_path / "r.yaml"
+    recipe = load_recipe(
+        settings=[
+            "seed=3", "train.learning_rate=1e-5", "convert.revision='null'", "data.train=no",
+            "victor.drop_layer=2", "train.teacher_cache=false", "eval.data=ä b#c.json",
+        ]
+    )  # fmt: skip
+
+    path.write_text(recipes.to_yaml(recipe), encoding="utf-8")
+
+    assert load_recipe(path) == recipe
+    assert recipe.convert.revision == "null"
+
+
+def test_writing_a_recipe_puts_the_meaning_above_each_key():
+    text = recipes.to_yaml(Recipe())
+
+    assert text.startswith("# Seed of everything random. (whole number ≥ 0)\nseed: 0\n\nvictor:\n")
+    assert "  # Rank of the low-rank updates. (whole number ≥ 1)\n  rank: 32\n" in text
+    assert set(yaml.safe_load(text)) == set(Recipe.model_fields)

@@ -1,0 +1,127 @@
+"""The recipes that come along: find, list, explain and copy them."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from victorctl.errors import VictorError
+from victorctl.recipe import Recipe, Section
+from victorctl.yaml_tree import YamlTree
+
+
+def folder() -> Path:
+    """Where the recipes are: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    shipped = package / "_recipes"
+    return shipped if shipped.is_dir() else package.parent / "recipes"
+
+
+def names() -> dict[str, Path]:
+    """Map names such as `demo/victor` to their files."""
+    home = folder()
+    files = sorted(home.rglob("*.yaml"))
+    return {file.relative_to(home).with_suffix("").as_posix(): file for file in files}
+
+
+def find(name: str) -> Path:
+    """Turn what stands after `--recipe` into a path: a file, else one of our names.
+
+    Raises:
+        VictorError: If it is neither.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    known = names()
+    if name not in known:
+        raise VictorError(
+            f"{name}: neither a file nor one of our recipes", fix=f"use one of: {', '.join(known)}"
+        )
+    return known[name]
+
+
+def summaries() -> list[dict[str, str]]:
+    """Name each recipe and say what it does: the first line of its file."""
+    return [
+        {"name": name, "about": file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")}
+        for name, file in names().items()
+    ]
+
+
+def copy(name: str, *, out: Path | None, overwrite: bool) -> Path:
+    """Copy a recipe into the working directory, or to `out`, to be changed there."""
+    known = names()
+    if name not in known:
+        raise VictorError(f"no recipe called '{name}'", fix=f"use one of: {', '.join(known)}")
+    target = out or Path(known[name].name)
+    if target.is_dir():
+        target /= known[name].name
+    if target.exists() and not overwrite:
+        raise VictorError(f"{target} exists", fix="give another --out, or add --overwrite")
+    shutil.copyfile(known[name], target)
+    return target
+
+
+def describe(model: type[Section] = Recipe) -> list[dict[str, Any]]:
+    """Explain every key: dotted name, type with range, default and meaning."""
+    schema = model.model_json_schema()
+    return list(_describe(schema, schema.get("$defs", {}), ""))
+
+
+def explain(path: Path | None) -> list[dict[str, Any]]:
+    """Explain every key, and say what a file gives for it; the file need not be valid."""
+    rows = describe()
+    if path is None:
+        return rows
+    given = YamlTree.read(path).values
+    return [row | {"here": _lookup(given, row["key"])} for row in rows]
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """Write a recipe with every key, each under a comment with its meaning and type."""
+    values, lines, section = recipe.model_dump(mode="json"), [], []
+    for row in describe(type(recipe)):
+        *above, name = row["key"].split(".")
+        indent = "  " * len(above)
+        if above != section:
+            section = above
+            lines += ["", f"{indent[2:]}{above[-1]}:"]
+        setting = yaml.safe_dump({name: _lookup(values, row["key"])}).strip()
+        lines += [f"{indent}# {row['meaning']} ({row['type']})", f"{indent}{setting}"]
+    return "\n".join(lines) + "\n"
+
+
+def _describe(
+    schema: Mapping[str, Any], sections: Mapping[str, Any], above: str
+) -> Iterator[dict[str, Any]]:
+    for name, prop in schema["properties"].items():
+        if "$ref" in prop:
+            section = sections[prop["$ref"].rpartition("/")[2]]
+            yield from _describe(section, sections, f"{above}{name}.")
+        else:
+            yield {
+                "key": above + name,
+                "type": _type(prop),
+                "default": prop["default"],
+                "meaning": prop["description"],
+            }
+
+
+def _type(prop: Mapping[str, Any]) -> str:
+    if "anyOf" in prop:
+        return ", or ".join(_type(part) for part in prop["anyOf"])
+    if "enum" in prop:
+        return " | ".join(prop["enum"])
+    words = {"integer": "whole number", "string": "text", "boolean": "true | false"}
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    ranges = [f"{sign} {prop[limit]:g}" for limit, sign in signs.items() if limit in prop]
+    return " ".join([words.get(prop["type"], prop["type"]), *ranges])
+
+
+def _lookup(values: Any, key: str) -> Any:
+    for name in key.split("."):
+        values = values.get(name) if isinstance(values, dict) else None
+    return values
