@@ -1,0 +1,1 @@
+"""What goes into a model: scenes, conversations and batches."""
