@@ -166,6 +166,8 @@ class Tokens:
         position: RoPE position.
         origin: Column among the caller's tokens that this token answers for, -1 for none.
         heir: For an image's last register, the column of the image's last visual token; else -1.
+        image: Number in the batch, in reading order, of the image that a visual token or a register
+            belongs to; else -1.
     """
 
     kind: Tensor
@@ -173,6 +175,7 @@ class Tokens:
     position: Tensor
     origin: Tensor
     heir: Tensor
+    image: Tensor
 
     def take(self, index: Tensor) -> "Tokens":
         """Select columns, row by row; `index` is [b, new t]."""
@@ -257,12 +260,17 @@ def check_positions(position: Tensor, valid: Tensor, *, packed: bool, consecutiv
         )
 
 
-def caller_tokens(valid: Tensor, position: Tensor, visual: Tensor | None) -> Tokens:
+def caller_tokens(valid: Tensor, position: Tensor, images: Images | None) -> Tokens:
     """Describe the caller's own tokens, registers not yet among them."""
     column = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
-    kind = torch.zeros_like(column) if visual is None else visual.long()
     nobody = torch.full_like(column, -1)
-    return Tokens(kind, valid, position, torch.where(valid, column, nobody), nobody)
+    kind, image = torch.zeros_like(column), nobody
+    if images is not None:
+        place = torch.arange(valid.numel(), device=valid.device).view_as(valid)
+        ends = images.row * valid.shape[1] + images.column
+        kind = images.visual.long()
+        image = torch.where(images.visual, torch.searchsorted(ends, place), nobody)
+    return Tokens(kind, valid, position, torch.where(valid, column, nobody), nobody, image)
 
 
 def insert_registers(
@@ -304,6 +312,7 @@ def insert_registers(
         position=place((first[:, None] + offset).flatten(), 0),
         origin=place(nobody, -1),
         heir=place(heir, -1),
+        image=place(before.repeat_interleave(each), -1),
     )
     after = place(images.column.repeat_interleave(each), -2)  # padding sorts before everything
     own = torch.arange(length, device=hidden.device).expand(batch, -1)
@@ -619,7 +628,7 @@ class VictorText:
             given = position_ids.to(hidden.device).expand_as(valid)
             check_positions(given, valid, packed=attention_mask is None, consecutive=append)
             position = position if append else given
-        tokens = caller_tokens(valid, position, None if images is None else images.visual)
+        tokens = caller_tokens(valid, position, images)
         count = self.victor.registers.weight.shape[0]
         if images is None or not self.victor.inserting:
             return hidden, tokens
