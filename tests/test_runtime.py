@@ -131,3 +131,10 @@ def test_quiet_shows_nothing_and_still_counts(capsys):
 
     assert bar.done == 2
     assert capsys.readouterr() == ("", "")
+
+
+def test_what_is_said_goes_to_stderr_unless_quiet(capsys):
+    runtime.say("step 1 of 3: convert", quiet=False)
+    runtime.say("step 2 of 3: finetune", quiet=True)
+
+    assert capsys.readouterr() == ("", "step 1 of 3: convert\n")

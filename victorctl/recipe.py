@@ -32,7 +32,7 @@ class VictorSection(Section):
     """Registers put after each image (M)."""
 
     drop_layer: int | None = Field(None, ge=1)
-    """Layers that still see the visual tokens (k); null: 3 of every 32, at least 2."""
+    """Layers that still see the visual tokens (k); unset: 3 of every 32, at least 2."""
 
     positions: Literal["overlay", "append"] = "overlay"
     """Registers reuse the last visual positions (overlay), or come after them (append)."""
@@ -45,7 +45,7 @@ class ConvertSection(Section):
     """How a model is turned into a Victor model."""
 
     revision: str | None = None
-    """Branch, tag or commit of a Hub id; null: its main branch."""
+    """Branch, tag or commit of a Hub id; unset: its main branch."""
 
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Number format of the weights; auto: the source's."""
@@ -70,7 +70,7 @@ class TrainSection(Section):
     """Rank of the low-rank updates."""
 
     alpha: float | None = Field(None, gt=0)
-    """Updates are scaled by alpha / rank; null: as large as the rank."""
+    """Updates are scaled by alpha / rank; unset: as large as the rank."""
 
     steps: int = Field(600, ge=1)
     """Optimiser steps."""
@@ -85,7 +85,7 @@ class TrainSection(Section):
     """Highest learning rate."""
 
     register_learning_rate: float | None = Field(None, gt=0)
-    """Highest learning rate of the registers themselves; null: the same."""
+    """Highest learning rate of the registers themselves; unset: the same."""
 
     warmup: float = Field(0.03, ge=0, le=1)
     """Share of the steps in which the learning rate rises."""
@@ -134,7 +134,7 @@ class DataSection(Section):
     """Training data: `demo`, or a file."""
 
     rows: int | None = Field(None, ge=1)
-    """Use only the first so many rows; null: all."""
+    """Use only the first so many rows; unset: all."""
 
 
 class EvalSection(Section):
@@ -144,7 +144,7 @@ class EvalSection(Section):
     """Data to measure on: `demo:test`, or a file."""
 
     limit: int | None = Field(None, ge=1)
-    """Ask only the first so many questions; null: all."""
+    """Ask only the first so many questions; unset: all."""
 
     batch_size: int = Field(32, ge=1)
     """Questions answered at once."""
@@ -203,7 +203,7 @@ class Run:
 def load_recipe(
     path: Path | None = None,
     *,
-    settings: Sequence[str] = (),
+    settings: Sequence[str] | None = None,
     flags: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """Read a recipe; flags beat settings, settings beat the file, the file beats the defaults.
@@ -217,7 +217,7 @@ def load_recipe(
         VictorError: With everything that is wrong, each with its place, value and nearest key.
     """
     tree = YamlTree() if path is None else YamlTree.read(path)
-    for setting in settings:
+    for setting in settings or ():
         tree.put(*_parse_setting(setting), f"--set {setting}")
     for key, value in (flags or {}).items():
         if value is not None:

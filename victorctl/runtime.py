@@ -77,6 +77,13 @@ def versions() -> dict[str, str]:
     }
 
 
+def say(text: str, *, quiet: bool) -> None:
+    """Tell the person at the terminal something, on stderr; results are returned, not said."""
+    if not quiet:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
 class Counter:
     """Counts what is done, and tells whoever shows it.
 
@@ -181,8 +188,7 @@ class _Lines:
         parts = [f"{self.description} {done}/{self.total}", f"{_clock(elapsed)} elapsed"]
         if self.before < done < self.total:
             parts.append(f"{_clock(elapsed * (self.total - done) / (done - self.before))} left")
-        sys.stderr.write(" · ".join([*parts, text] if text else parts) + "\n")
-        sys.stderr.flush()
+        say(" · ".join([*parts, text] if text else parts), quiet=False)
 
 
 def _clock(seconds: float) -> str:

@@ -1,0 +1,313 @@
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from victorctl import cli
+from victorctl.__main__ import main
+from victorctl.errors import CheckFailed, VictorError
+from victorctl.recipe import Recipe, Run
+
+COMMANDS = ("demo", "convert", "finetune", "eval", "inspect", "families", "doctor", "recipes")
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    """Put stand-ins for all stages; they keep what they were called with."""
+    calls = {}
+
+    def stand_in(module, name, result):
+        def stage(*given, **named):
+            calls[name] = (given, named)
+            return result
+
+        fake = ModuleType(f"victorctl.{module}")
+        setattr(fake, name, stage)
+        monkeypatch.setitem(sys.modules, fake.__name__, fake)
+
+    stand_in("convert", "convert", {"out": "o", "family": "llava"})
+    stand_in("finetune", "finetune", {"out": "o", "steps": 3})
+    stand_in("evaluate", "evaluate", {"accuracy": {"model": 0.5}, "report": "o/eval/report.html"})
+    stand_in("inspect", "inspect", {"family": "llava", "victor": None})
+    stand_in("demo", "demo", {"folder": "d", "eval": {"accuracy": 0.5}})
+    stand_in("families", "describe", [{"family": "llava"}])
+    stand_in("report", "table", "the table")
+    return calls
+
+
+@pytest.fixture
+def victorctl(monkeypatch, capsys):
+    """Run the command line in this process: exit code, stdout, stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["victorctl", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def failing(monkeypatch, error):
+    def stage(*_given, **_named):
+        raise error
+
+    fake = ModuleType("victorctl.inspect")
+    fake.inspect = stage
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(VictorError("m: no folder", fix="give one"), 1),
+                        (CheckFailed("m: no folder", fix="give one"), 3)]
+)  # fmt: skip
+def test_an_error_that_can_be_fixed_is_two_lines_and_a_code(victorctl, monkeypatch, error, code):
+    failing(monkeypatch, error)
+    assert victorctl("inspect", "m") == (code, "", "error: m: no folder\n  fix: give one\n")
+
+
+def test_ctrl_c_leaves_with_130(victorctl, monkeypatch):
+    failing(monkeypatch, KeyboardInterrupt())
+    assert victorctl("inspect", "m")[0] == 130
+
+
+def test_any_other_error_keeps_its_traceback(monkeypatch):
+    failing(monkeypatch, ValueError("ours"))
+    monkeypatch.setattr(sys, "argv", ["victorctl", "inspect", "m"])
+    with pytest.raises(ValueError, match="ours"):
+        main()
+
+
+@pytest.mark.parametrize("arguments", [["konvert"], ["convert"], ["inspect", "m", "--no-such"]])
+def test_wrong_usage_leaves_with_2_and_an_empty_stdout(victorctl, arguments):
+    code, out, err = victorctl(*arguments)
+    assert (code, out) == (2, "")
+    assert "Usage: victorctl" in err
+
+
+def test_a_wrong_setting_is_reported_before_the_stage_is_imported(victorctl, monkeypatch):
+    monkeypatch.setitem(sys.modules, "victorctl.convert", None)  # importing it would raise
+    code, out, err = victorctl("convert", "m", "--out", "o", "--registers", "0")
+    assert (code, out) == (1, "")
+    assert err == (
+        "error: command line: victor.registers: "
+        "input should be greater than or equal to 1, got 0\n  fix: victorctl recipes keys\n"
+    )
+
+
+def test_without_options_a_stage_gets_the_defaults_of_recipe_and_run(victorctl, stages):
+    assert victorctl("convert", "m", "--out", "o")[0] == 0
+    assert stages["convert"] == (("m",), {"recipe": Recipe(), "run": Run(out=Path("o"))})
+
+    assert victorctl("finetune", "m", "--out", "o")[0] == 0
+    assert stages["finetune"] == ((Path("m"),), {"recipe": Recipe(), "run": Run(out=Path("o"))})
+
+    assert victorctl("eval", "m")[0] == 0
+    assert stages["evaluate"] == ((Path("m"),), {"recipe": Recipe(), "run": Run()})
+
+    assert victorctl("demo")[0] == 0
+    assert stages["demo"] == ((), {"run": Run(), "steps": None})
+
+
+def test_every_option_of_convert_arrives(victorctl, stages):
+    victorctl(
+        *"convert m --out o --registers 4 --drop-layer 3 --positions append".split(),
+        *"--init embeddings --seed 0 --revision v1 --dtype bf16 --verify none --link".split(),
+        *"--dry-run --overwrite --device cpu --attn eager --threads 1 --set eval.limit=5".split(),
+    )
+    recipe, run = stages["convert"][1].values()
+
+    assert recipe == Recipe.model_validate(
+        {
+            "victor": {
+                "registers": 4,
+                "drop_layer": 3,
+                "positions": "append",
+                "init": "embeddings",
+            },
+            "convert": {"revision": "v1", "dtype": "bf16", "verify": "none", "link": True},
+            "eval": {"limit": 5},
+        }
+    )
+    assert run == Run(
+        out=Path("o"), overwrite=True, dry_run=True, device="cpu", attn="eager", threads=1
+    )
+
+
+def test_every_option_of_finetune_arrives(victorctl, stages):
+    victorctl(
+        *"finetune m --out o --data demo --train lora --steps 3 --batch-size 2 --seed 1".split(),
+        *"--set train.rank=4 --set train.alpha=8 --resume --dry-run --overwrite".split(),
+        *"--device cpu --dtype fp32 --attn eager --threads 2".split(),
+    )
+    recipe, run = stages["finetune"][1].values()
+
+    train = {"rung": "lora", "steps": 3, "batch_size": 2, "rank": 4, "alpha": 8}
+    assert recipe == Recipe.model_validate({"seed": 1, "train": train, "data": {"train": "demo"}})
+    assert run == Run(
+        out=Path("o"), overwrite=True, dry_run=True, resume=True,
+        device="cpu", dtype="fp32", attn="eager", threads=2,
+    )  # fmt: skip
+
+
+def test_every_option_of_eval_and_demo_arrives(victorctl, stages):
+    victorctl(
+        *"eval m --data demo:test --base none --baselines --limit 9 --batch-size 3".split(),
+        *"--seed 2 --set eval.repeats=1 --out o".split(),
+        *"--device cpu --dtype bf16 --attn eager --threads 2".split(),
+    )
+    recipe, run = stages["evaluate"][1].values()
+    measured = {"data": "demo:test", "baselines": True, "limit": 9, "batch_size": 3, "repeats": 1}
+    assert recipe == Recipe.model_validate({"seed": 2, "eval": measured})
+    assert run == Run(
+        out=Path("o"), base="none", device="cpu", dtype="bf16", attn="eager", threads=2
+    )
+
+    victorctl(*"demo --out d --steps 9 --device cpu --dtype bf16 --attn eager --threads 2".split())
+    run = Run(out=Path("d"), device="cpu", dtype="bf16", attn="eager", threads=2)
+    assert stages["demo"][1] == {"run": run, "steps": 9}
+
+
+def test_a_flag_beats_set_and_set_beats_the_recipe(victorctl, stages, tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text("seed: 1\nconvert: {link: true}\nvictor: {registers: 2, drop_layer: 2}\n")
+
+    victorctl(
+        *f"convert m --out o --recipe {file} --set victor.registers=3 --set seed=3".split(),
+        *"--seed 0 --no-link".split(),
+    )
+    recipe = stages["convert"][1]["recipe"]
+
+    assert (recipe.seed, recipe.convert.link) == (0, False)
+    assert (recipe.victor.registers, recipe.victor.drop_layer) == (3, 2)
+
+
+def test_a_recipe_of_ours_is_found_by_name(victorctl, stages):
+    assert victorctl("eval", "m", "--recipe", "demo/victor")[0] == 0
+    assert stages["evaluate"][1]["recipe"].eval.data == "demo:test"
+
+    code, _, err = victorctl("eval", "m", "--recipe", "none.yaml")
+    assert code == 1
+    assert err.startswith("error: none.yaml: neither a file nor one of our recipes\n  fix: use")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "following"),
+    [
+        ("convert m --out o", "victorctl finetune o --data DATA --out o-trained"),
+        ("convert m --out o --set data.train=demo", "victorctl finetune o --data demo --out o-tr"),
+        ("convert m --out o --dry-run", "the same without --dry-run"),
+        ("finetune m --out o --data a.json", "victorctl eval o --data DATA"),
+        ("finetune m --out o --data demo", "victorctl eval o --data demo:test"),
+        ("finetune m --out o --set eval.data=b.json", "victorctl eval o --data b.json"),
+        ("eval m", "python -m webbrowser o/eval/report.html"),
+        ("demo", "victorctl convert llava-hf/llava-1.5-7b-hf --out victor-7b"),
+    ],
+)
+def test_a_stage_ends_with_the_next_command_on_stderr(victorctl, stages, arguments, following):
+    code, _, err = victorctl(*arguments.split())
+    assert (code, err.startswith(f"next: {following}")) == (0, True), err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "schema", "key"),
+    [
+        ("convert m --out o", "convert", "family"),
+        ("finetune m --out o", "finetune", "steps"),
+        ("eval m", "eval", "report"),
+        ("demo", "demo", "folder"),
+        ("inspect m", "inspect", "family"),
+        ("families", "families", "families"),
+        ("recipes", "recipes", "recipes"),
+        ("recipes list", "recipes", "recipes"),
+        ("recipes keys", "recipes-keys", "keys"),
+    ],
+)
+def test_json_is_one_object_with_schema_and_result(victorctl, stages, arguments, schema, key):
+    code, out, _ = victorctl(*arguments.split(), "--json")
+    found = json.loads(out)
+    assert (code, next(iter(found.items()))) == (0, ("schema", f"victorctl/{schema}/1"))
+    assert key in found
+
+
+def test_people_get_tables(victorctl, stages):
+    assert "the table" in victorctl("eval", "m")[1]
+    assert "the table" in victorctl("demo")[1]
+    assert "llava" in victorctl("families")[1]
+    assert "demo/victor" in victorctl("recipes")[1]
+    assert "train.rank" in victorctl("recipes", "keys")[1]
+
+
+def test_recipes_are_copied(victorctl, tmp_path):
+    target = tmp_path / "mine.yaml"
+    code, out, err = victorctl("recipes", "copy", "demo/lora", "--out", str(target), "--json")
+
+    assert (code, json.loads(out)["file"]) == (0, str(target))
+    assert err == f"next: victorctl recipes keys {target}\n"
+    assert victorctl("recipes", "copy", "demo/lora", "--out", str(target))[0] == 1
+
+
+EXAMPLES = {
+    info.name or info.callback.__name__: re.search(
+        r"Example: victorctl (.*)", info.callback.__doc__
+    )[1]
+    for info in (*cli.app.registered_commands, *cli.recipes_app.registered_commands)
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_example_of_every_command_runs(victorctl, stages, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my.yaml").write_text("seed: 1\n")
+    code, _, err = victorctl(*EXAMPLES[name].split())
+    assert code == 0, err
+
+
+def test_every_command_says_in_one_line_what_it_does(victorctl):
+    assert len(EXAMPLES) == 10
+    for info in (*cli.app.registered_commands, *cli.recipes_app.registered_commands):
+        about, empty, example = info.callback.__doc__.strip().splitlines()
+        assert (about[-1], empty, example.split()[0]) == (".", "", "Example:")
+    assert "Example: victorctl eval victor-7b-trained" in " ".join(
+        victorctl("eval", "--help")[1].split()
+    )
+
+
+def test_help_lists_the_commands_and_imports_neither_torch_nor_transformers():
+    code = (
+        "import sys; from victorctl.__main__ import main; sys.argv = ['victorctl', '--help']\n"
+        "try: main()\n"
+        "except SystemExit: print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "COLUMNS": "120"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = shown.stdout.splitlines()
+    listed = [line.split()[1] for line in lines if line[:1] == "│" and "--" not in line]
+    assert (listed, lines[-1]) == ([*COMMANDS], "[]")
+
+
+def test_command_bodies_are_straight_lines():
+    branches = (
+        ast.If, ast.IfExp, ast.BoolOp, ast.For, ast.While, ast.Try, ast.With, ast.Match,
+        ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp,
+    )  # fmt: skip
+    tree = ast.parse(Path(cli.__file__).read_text())
+    commands = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+        and any("command" in ast.dump(d) for d in node.decorator_list)
+    ]
+
+    assert len(commands) == 10
+    for command in commands:
+        found = [type(node).__name__ for node in ast.walk(command) if isinstance(node, branches)]
+        assert not found, f"{command.name} has {found}"

@@ -1,0 +1,85 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from victorctl.output import hint, rows, show, summary
+
+RESULT = {
+    "out": Path("a/b"),
+    "parity": {"hashes_equal": True, "max_logit_difference": 1.23456e-7},
+    "victor": None,
+    "visual_tokens": [100, 36],
+    "seconds": float("nan"),
+}
+
+
+def test_json_is_one_object_that_starts_with_its_schema(capsys):
+    show("convert", RESULT, as_json=True, following="victorctl finetune")
+
+    out, err = capsys.readouterr()
+    assert out.startswith('{"schema": "victorctl/convert/1", "out": "a/b"')
+    assert out.endswith("}\n")
+    assert out.count("\n") == 1
+    assert json.loads(out)["parity"] == RESULT["parity"]
+    assert err == "next: victorctl finetune\n"
+
+
+def test_json_has_null_for_a_number_that_is_none_and_refuses_what_it_cannot_say(capsys):
+    show("eval", {"a": [float("inf"), 0.5], "b": {"c": float("nan")}}, as_json=True)
+    assert json.loads(capsys.readouterr().out) == {
+        "schema": "victorctl/eval/1",
+        "a": [None, 0.5],
+        "b": {"c": None},
+    }
+    with pytest.raises(TypeError):
+        show("eval", {"a": object()}, as_json=True)
+
+
+def test_a_summary_has_one_line_for_each_key_with_inner_keys_dotted(capsys):
+    show("convert", RESULT, as_json=False)
+
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ["out", "a/b"],
+        ["parity.hashes_equal", "true"],
+        ["parity.max_logit_difference", "1.235e-07"],
+        ["victor", "-"],
+        ["visual_tokens", "100,", "36"],
+        ["seconds", "nan"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1 kB"), (492_340_000, "492.3 MB"),
+     (14 * 10**9, "14 GB"), (5 * 10**15, "5,000 TB")],
+)  # fmt: skip
+def test_bytes_are_said_in_the_largest_fitting_unit(capsys, value, shown):
+    show("bench", {"cache_bytes": value, "steps": 1234}, as_json=False)
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [f"cache_bytes  {shown}", "steps        1,234"]
+
+
+def test_rows_become_a_table_under_their_keys(capsys):
+    checks = [{"check": "disk", "state": "ok"}, {"check": "device [0]", "state": "fail"}]
+
+    show("doctor", {"checks": checks}, as_json=False, table=rows)
+
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["check", "state"], ["disk", "ok"], ["device", "[0]", "fail"]]
+
+
+def test_no_rows_are_an_empty_table(capsys):
+    show("recipes", {"recipes": []}, as_json=False, table=rows)
+    assert capsys.readouterr().out.strip() == ""
+
+
+def test_square_brackets_are_text(capsys):
+    show("inspect", {"family": "[red]llava[/red]"}, as_json=False, table=summary)
+    assert "[red]llava[/red]" in capsys.readouterr().out
+
+
+def test_a_hint_can_be_pasted():
+    assert hint("eval", Path("my model"), "--data", None) == "victorctl eval 'my model' --data DATA"
+    assert hint("eval", "m", dry_run=True) == "the same without --dry-run"

@@ -1,0 +1,309 @@
+"""The commands: each reads its arguments, calls one function and prints what it returns."""
+
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+import typer.core
+
+from victorctl import recipes
+from victorctl.output import hint, rows, show
+from victorctl.recipe import Recipe, Run, load_recipe
+
+app = typer.Typer(
+    help="Summarise an image into a few registers, and drop the rest: Victor for LLaVA models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+
+def setting(key: str, *names: str) -> Any:
+    """Make the option for a key of the recipe, whose own docstring and default are its help."""
+    *sections, name = key.split(".")
+    model: Any = Recipe
+    for section in sections:
+        model = model.model_fields[section].annotation
+    field = model.model_fields[name]
+    choices = [choice for choice in get_args(field.annotation) if isinstance(choice, str)]
+    default = "" if field.default is None else f" (default {field.default})".lower()
+    return typer.Option(*names, help=field.description + default, metavar="|".join(choices) or None)
+
+
+def held_out(settings: Recipe) -> str:
+    """Say what to measure a freshly trained model on."""
+    if settings.eval.data:
+        return settings.eval.data
+    return "demo:test" if settings.data.train == "demo" else "DATA"
+
+
+Model = Annotated[Path, typer.Argument(help="Folder of a converted model.")]
+Source = Annotated[str, typer.Argument(help="Folder or Hub id of a model.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+OutOrDefault = Annotated[Path | None, typer.Option("--out", help="Folder to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, write nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe", help="YAML file, or one of ours by name.", metavar="FILE", parser=recipes.find
+    ),
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change one key of the recipe; repeatable.", metavar="KEY=VALUE"),
+]
+Seed = Annotated[int | None, setting("seed", "--seed")]
+Device = Annotated[str, typer.Option(help="Where to compute.", metavar="auto|cpu|cuda[:N]")]
+Dtype = Annotated[str, typer.Option(help="Number format.", metavar="auto|bf16|fp16|fp32")]
+Attn = Annotated[str, typer.Option(help="Attention.", metavar="sdpa|eager|flash_attention_2")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; torch's choice if not given.")]
+
+
+@app.command()
+def demo(
+    out: OutOrDefault = None,
+    steps: Annotated[int | None, setting("train.steps", "--steps")] = None,
+    device: Device = Run.device,
+    dtype: Dtype = Run.dtype,
+    attn: Attn = Run.attn,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Convert, fine-tune and measure a small model that comes along, in a few minutes.
+
+    Example: victorctl demo --out demo
+    """
+    run = Run(out=out, device=device, dtype=dtype, attn=attn, threads=threads)
+    from victorctl.demo import demo as stage
+    from victorctl.report import table
+
+    result = stage(run=run, steps=steps)
+    following = hint("convert", "llava-hf/llava-1.5-7b-hf", "--out", "victor-7b")
+    show(
+        "demo", result, as_json=json, table=lambda found: table(found["eval"]), following=following
+    )
+
+
+@app.command()
+def convert(
+    source: Source,
+    out: Out,
+    registers: Annotated[int | None, setting("victor.registers", "--registers")] = None,
+    drop_layer: Annotated[int | None, setting("victor.drop_layer", "--drop-layer")] = None,
+    positions: Annotated[str | None, setting("victor.positions", "--positions")] = None,
+    init: Annotated[str | None, setting("victor.init", "--init")] = None,
+    seed: Seed = None,
+    recipe: RecipeFile = None,
+    changes: Changes = None,
+    revision: Annotated[str | None, setting("convert.revision", "--revision")] = None,
+    dtype: Annotated[str | None, setting("convert.dtype", "--dtype")] = None,
+    verify: Annotated[str | None, setting("convert.verify", "--verify")] = None,
+    link: Annotated[bool | None, setting("convert.link", "--link/--no-link")] = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    device: Device = Run.device,
+    attn: Attn = Run.attn,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Turn a LLaVA model into a Victor model: a folder that plain transformers loads.
+
+    Example: victorctl convert llava-hf/llava-1.5-7b-hf --out victor-7b
+    """
+    flags = {
+        "victor.registers": registers,
+        "victor.drop_layer": drop_layer,
+        "victor.positions": positions,
+        "victor.init": init,
+        "seed": seed,
+        "convert.revision": revision,
+        "convert.dtype": dtype,
+        "convert.verify": verify,
+        "convert.link": link,
+    }
+    settings = load_recipe(recipe, settings=changes, flags=flags)
+    run = Run(
+        out=out, overwrite=overwrite, dry_run=dry_run, device=device, attn=attn, threads=threads
+    )
+    from victorctl.convert import convert as stage
+
+    result = stage(source, recipe=settings, run=run)
+    following = hint(
+        "finetune", out, "--data", settings.data.train, "--out", f"{out}-trained", dry_run=dry_run
+    )
+    show("convert", result, as_json=json, following=following)
+
+
+@app.command()
+def finetune(
+    model: Model,
+    out: Out,
+    data: Annotated[str | None, setting("data.train", "--data")] = None,
+    train: Annotated[str | None, setting("train.rung", "--train")] = None,
+    steps: Annotated[int | None, setting("train.steps", "--steps")] = None,
+    batch_size: Annotated[int | None, setting("train.batch_size", "--batch-size")] = None,
+    seed: Seed = None,
+    recipe: RecipeFile = None,
+    changes: Changes = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    device: Device = Run.device,
+    dtype: Dtype = Run.dtype,
+    attn: Attn = Run.attn,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Train a converted model's registers to stand for the picture.
+
+    Example: victorctl finetune victor-7b --data llava_v1_5_mix665k.json --out victor-7b-trained
+    """
+    flags = {
+        "data.train": data,
+        "train.rung": train,
+        "train.steps": steps,
+        "train.batch_size": batch_size,
+        "seed": seed,
+    }
+    settings = load_recipe(recipe, settings=changes, flags=flags)
+    run = Run(
+        out=out, overwrite=overwrite, dry_run=dry_run, resume=resume,
+        device=device, dtype=dtype, attn=attn, threads=threads,
+    )  # fmt: skip
+    from victorctl.finetune import finetune as stage
+
+    result = stage(model, recipe=settings, run=run)
+    following = hint("eval", out, "--data", held_out(settings), dry_run=dry_run)
+    show("finetune", result, as_json=json, following=following)
+
+
+@app.command("eval")
+def evaluate(
+    model: Model,
+    data: Annotated[str | None, setting("eval.data", "--data")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Model to compare with: a folder, a Hub id, or none.")
+    ] = None,
+    baselines: Annotated[
+        bool | None, setting("eval.baselines", "--baselines/--no-baselines")
+    ] = None,
+    limit: Annotated[int | None, setting("eval.limit", "--limit")] = None,
+    batch_size: Annotated[int | None, setting("eval.batch_size", "--batch-size")] = None,
+    seed: Seed = None,
+    recipe: RecipeFile = None,
+    changes: Changes = None,
+    out: OutOrDefault = None,
+    device: Device = Run.device,
+    dtype: Dtype = Run.dtype,
+    attn: Attn = Run.attn,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Measure quality and cost beside the unconverted model, and write a report.
+
+    Example: victorctl eval victor-7b-trained --data questions.json --baselines
+    """
+    flags = {
+        "eval.data": data,
+        "eval.baselines": baselines,
+        "eval.limit": limit,
+        "eval.batch_size": batch_size,
+        "seed": seed,
+    }
+    settings = load_recipe(recipe, settings=changes, flags=flags)
+    run = Run(out=out, base=base, device=device, dtype=dtype, attn=attn, threads=threads)
+    from victorctl.evaluate import evaluate as stage
+    from victorctl.report import table
+
+    result = stage(model, recipe=settings, run=run)
+    following = f"python -m webbrowser {result['report']}"
+    show("eval", result, as_json=json, table=table, following=following)
+
+
+@app.command()
+def inspect(source: Source, json: Json = False) -> None:
+    """Say what a model is, what Victor would do to it, or what it has become.
+
+    Example: victorctl inspect victor-7b
+    """
+    from victorctl.inspect import inspect as stage
+
+    show("inspect", stage(source), as_json=json)
+
+
+@app.command()
+def families(json: Json = False) -> None:
+    """List the model families that can be converted.
+
+    Example: victorctl families
+    """
+    from victorctl.families import describe
+
+    show("families", {"families": describe()}, as_json=json, table=rows)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Check this machine: versions, devices, memory, disk, the Hub's settings.
+
+    Example: victorctl doctor
+    """
+    from victorctl.doctor import demand, diagnose
+
+    result = diagnose()
+    show("doctor", result, as_json=json, table=rows)
+    demand(result)
+
+
+class ListFirst(typer.core.TyperGroup):
+    """A group that lists when no subcommand is named."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        """Put `list` before options, or where nothing stands at all."""
+        named = args and (not args[0].startswith("-") or args[0] == "--help")
+        return super().parse_args(ctx, args if named else ["list", *args])
+
+
+recipes_app = typer.Typer(
+    cls=ListFirst,
+    help="List, explain and copy the recipes that come along.\n\nExample: victorctl recipes",
+)
+app.add_typer(recipes_app, name="recipes")
+
+
+@recipes_app.command("list")
+def list_recipes(json: Json = False) -> None:
+    """List the recipes; `--recipe` takes their names.
+
+    Example: victorctl recipes list
+    """
+    show("recipes", {"recipes": recipes.summaries()}, as_json=json, table=rows)
+
+
+@recipes_app.command("keys")
+def recipe_keys(
+    file: Annotated[Path | None, typer.Argument(help="Show what this recipe gives, too.")] = None,
+    json: Json = False,
+) -> None:
+    """Explain every key of a recipe: type, range, default and meaning.
+
+    Example: victorctl recipes keys my.yaml
+    """
+    show("recipes-keys", {"keys": recipes.explain(file)}, as_json=json, table=rows)
+
+
+@recipes_app.command("copy")
+def copy_recipe(
+    name: Annotated[str, typer.Argument(help="Name, as in `victorctl recipes list`.")],
+    out: Annotated[Path | None, typer.Option("--out", help="File or folder to write.")] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Copy a recipe here, to be changed.
+
+    Example: victorctl recipes copy demo/victor
+    """
+    path = recipes.copy(name, out=out, overwrite=overwrite)
+    show("recipes-copy", {"file": path}, as_json=json, following=hint("recipes", "keys", path))
