@@ -1,4 +1,4 @@
-"""Tiny LLaVA folders, pictures and rows: random weights from a seed, made offline in well under a second."""
+"""Tiny LLaVA folders, pictures and rows for tests, each decided by a seed."""
 
 import functools
 import json
@@ -43,7 +43,7 @@ WORDS = tuple(
     "these round tall near far old new fast slow warm cold soft hard long short".split()
 )
 
-# As the template of llava-hf/llava-1.5-7b-hf: pictures first, then the texts; nothing ends an answer.
+# As in llava-hf/llava-1.5-7b-hf: pictures first, then the texts; nothing ends an answer.
 TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
@@ -194,7 +194,7 @@ def tiny_rows(count: int = 4, *, questions: int = 2, images: Sequence[int] = (1,
 
 
 def tiny_data(folder: Path, count: int = 4) -> Path:
-    """Write `count` rows of one picture and two turns in LLaVA's format, and return the .json file."""
+    """Write rows of one picture and two turns in LLaVA's format, and return the .json file."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for index in range(count):
@@ -235,7 +235,7 @@ def _vocabulary() -> dict[str, int]:
 
 @torch.no_grad()
 def _spread_weights(model: LlavaForConditionalGeneration) -> None:
-    """Make every part matter: norms differ from one, biases from zero, logits from picture to picture."""
+    """Make every part matter: norms are not one, biases not zero, logits depend on pictures."""
     for parameter in model.parameters():
         noise = torch.randn_like(parameter)
         if parameter.dim() == 1:

@@ -131,15 +131,15 @@ def _record_row(index: int, place: str, record: Any, folder: Path) -> Row:
         raise VictorError(f"{place}: {error.problem}", fix=error.fix) from None
     name = next((record[key] for key in ("id", "question_id") if key in record), index)
     type_ = record.get("type") or record.get("category") or "all"
-    accepted = tuple(str(answer) for answer in record.get("answers") or ())
+    accepted = tuple(str(answer) for answer in formats.listed(record.get("answers")))
     conversation = Conversation(messages, str(type_), accepted)
     return Row(str(name), tuple(folder / file for file in files), (conversation,))
 
 
 def _files(record: Any) -> list[str]:
     """List the picture files of a record; none makes it a row of text."""
-    found = (record.get("images") or record.get("image") or []) if isinstance(record, dict) else []
-    files = found if isinstance(found, list) else [found]
+    found = (record.get("images") or record.get("image")) if isinstance(record, dict) else None
+    files = formats.listed(found)
     if not all(isinstance(file, str) for file in files):
         raise VictorError(f"not a list of picture files: {found!r}", fix="name files as text")
     return files

@@ -42,7 +42,7 @@ def messages(record: Any, images: int) -> tuple[Message, ...]:
     shown = sum(part["type"] == "image" for turn in turns for part in turn["content"])
     if shown != images:
         fix = f"put one {MARKER} into the text for each file under image or images"
-        raise VictorError(f"the text shows {shown} pictures, the row has {images}", fix=fix)
+        raise VictorError(f"pictures in the text: {shown}, in the row: {images}", fix=fix)
     return turns
 
 
@@ -52,6 +52,13 @@ def question(text: str, answer: str, *, images: int) -> tuple[Message, ...]:
     if all(part["type"] == "text" for part in asked["content"]):
         asked["content"][:0] = [{"type": "image"}] * images
     return asked, _message("assistant", answer)
+
+
+def listed(value: Any) -> list[Any]:
+    """Make a list of what may be one, one thing, or nothing (None or "")."""
+    if isinstance(value, list):
+        return value
+    return [] if value in (None, "") else [value]
 
 
 def text_of(message: Message) -> str:
@@ -97,19 +104,21 @@ def _parse(text: str, path: Path, line: int) -> Any:
 
 
 def _llava(record: dict[str, Any], images: int) -> tuple[Message, ...]:
-    return tuple(_message(*_turn(turn, "from", "value")) for turn in record["conversations"])
+    return tuple(
+        _message(*_turn(turn, "from", "value")) for turn in listed(record["conversations"])
+    )
 
 
 def _chat(record: dict[str, Any], images: int) -> tuple[Message, ...]:
-    return tuple(_message(*_turn(turn, "role", "content")) for turn in record["messages"])
+    return tuple(_message(*_turn(turn, "role", "content")) for turn in listed(record["messages"]))
 
 
 def _single(record: dict[str, Any], images: int) -> tuple[Message, ...]:
     """Read one question; of several answers, training takes the most frequent."""
     answer = record.get("answer")
-    if answer is None and record.get("answers"):
-        answer = statistics.mode(record["answers"])
-    return question(str(record["question"]), "" if answer is None else str(answer), images=images)
+    if answer is None:
+        answer = statistics.mode(listed(record.get("answers")) or [""])
+    return question(str(record["question"]), str(answer), images=images)
 
 
 FILES = {".json": read_json, ".jsonl": read_jsonl}

@@ -1,0 +1,323 @@
+"""Data of any supported format, as rows."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from tests.tiny import tiny_data, tiny_picture
+from victorctl.data import scenes
+from victorctl.data.conversations import Row, open_data
+from victorctl.errors import VictorError
+
+IMAGE = {"type": "image"}
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+def write(folder, *records, name="data.json"):
+    """Write rows, and the pictures a.png and b.png beside them."""
+    for seed, letter in enumerate("ab"):
+        tiny_picture(seed).save(folder / f"{letter}.png")
+    path = folder / name
+    lines = [json.dumps(record) for record in records]
+    path.write_text("\n".join(lines) if name.endswith("l") else f"[{','.join(lines)}]")
+    return str(path)
+
+
+def only(folder, record):
+    """Read back the one conversation of a record."""
+    (row,) = open_data(write(folder, record))
+    (conversation,) = row.conversations
+    return conversation
+
+
+def contents(conversation):
+    return [(turn["role"], turn["content"]) for turn in conversation.messages]
+
+
+def problem(spec, **options):
+    with pytest.raises(VictorError) as error:
+        open_data(spec, **options)
+    return error.value.problem
+
+
+def test_llava_rows_become_turns_of_typed_parts(tmp_path):
+    record = {
+        "id": "0001",
+        "image": "a.png",
+        "conversations": [
+            {"from": "human", "value": "<image>\nWhat is it?"},
+            {"from": "gpt", "value": "A cat."},
+            {"from": "human", "value": "Red?"},
+            {"from": "gpt", "value": "No."},
+        ],
+    }
+    (row,) = open_data(write(tmp_path, record))
+
+    assert (row.id, row.images) == ("0001", (tmp_path / "a.png",))
+    assert contents(row.conversations[0]) == [
+        ("user", [IMAGE, text("What is it?")]),
+        ("assistant", [text("A cat.")]),
+        ("user", [text("Red?")]),
+        ("assistant", [text("No.")]),
+    ]
+    assert row.conversations[0].question == "Red?"
+    assert row.conversations[0].answers == ("No.",)
+    assert row.conversations[0].type == "all"
+
+
+@pytest.mark.parametrize(
+    ("value", "parts"),
+    [
+        ("<image>\nWhat?", [IMAGE, text("What?")]),
+        ("What?\n<image>", [text("What?"), IMAGE]),
+        ("Is <image> it?", [text("Is"), IMAGE, text("it?")]),
+        ("<image>", [IMAGE]),
+    ],
+)
+def test_a_marker_becomes_a_picture_where_it_stands(tmp_path, value, parts):
+    turns = [{"from": "human", "value": value}, {"from": "gpt", "value": "A cat."}]
+
+    assert contents(only(tmp_path, {"image": "a.png", "conversations": turns}))[0] == (
+        "user",
+        parts,
+    )
+
+
+def test_several_pictures_keep_their_order_and_their_turns(tmp_path):
+    turns = [
+        {"from": "human", "value": "<image> and?"},
+        {"from": "gpt", "value": "one"},
+        {"from": "human", "value": "<image>"},
+        {"from": "gpt", "value": "two"},
+    ]
+    record = {"image": ["b.png", "a.png"], "conversations": turns}
+    (row,) = open_data(write(tmp_path, record))
+
+    found = [picture.getpixel((0, 0)) for picture in row.pictures()]
+    assert found == [tiny_picture(seed).getpixel((0, 0)) for seed in (1, 0)]
+    assert contents(row.conversations[0])[2] == ("user", [IMAGE])
+
+
+@pytest.mark.parametrize("image", [{}, {"image": None}, {"image": ""}, {"images": []}])
+def test_a_row_without_a_picture_is_text(tmp_path, image):
+    turns = [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]
+    (row,) = open_data(write(tmp_path, {**image, "conversations": turns}))
+
+    assert (row.images, row.pictures()) == ((), [])
+    assert contents(row.conversations[0])[0] == ("user", [text("2 + 2?")])
+
+
+@pytest.mark.parametrize(
+    "content", ["<image>What?", [IMAGE, text("What?")], [text("<image>What?")]]
+)
+@pytest.mark.parametrize("image", [{"images": ["a.png"]}, {"image": "a.png"}])
+def test_messages_have_strings_or_typed_parts(tmp_path, content, image):
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": "A cat."},
+    ]
+
+    assert contents(only(tmp_path, {**image, "messages": turns})) == [
+        ("system", [text("Be brief.")]),
+        ("user", [IMAGE, text("What?")]),
+        ("assistant", [text("A cat.")]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "accepted"),
+    [
+        ({"answer": "cat"}, "cat", ("cat",)),
+        ({"answer": 0}, "0", ("0",)),
+        # Not the first, not the last, not the longest: the most frequent.
+        ({"answers": ["kitten", "cat", "cat", "dog"]}, "cat", ("kitten", "cat", "cat", "dog")),
+        ({"answers": "dog"}, "dog", ("dog",)),
+        ({"answer": "dog", "answers": ["cat", "dog"]}, "dog", ("cat", "dog")),
+    ],
+)
+def test_a_question_with_its_answers_is_a_conversation_of_one_turn(tmp_path, given, said, accepted):
+    conversation = only(tmp_path, {"image": "a.png", "question": "What is it?", **given})
+
+    assert contents(conversation) == [
+        ("user", [IMAGE, text("What is it?")]),
+        ("assistant", [text(said)]),
+    ]
+    assert conversation.question == "What is it?"
+    assert conversation.answers == accepted
+
+
+def test_a_question_may_say_where_its_pictures_belong(tmp_path):
+    record = {"images": ["a.png", "b.png"], "question": "Is <image> <image>?", "answer": "no"}
+
+    assert contents(only(tmp_path, record))[0] == ("user", [text("Is"), IMAGE, IMAGE, text("?")])
+
+
+@pytest.mark.parametrize(
+    ("said", "type_"), [({}, "all"), ({"type": "count"}, "count"), ({"category": "ocr"}, "ocr")]
+)
+def test_the_type_is_what_the_row_says(tmp_path, said, type_):
+    assert only(tmp_path, {"question": "Two?", "answer": "yes", **said}).type == type_
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
+def test_rows_come_in_order_and_only_so_many_as_asked(tmp_path, name):
+    records = [{"question": "Which?", "answer": str(index)} for index in range(5)]
+    path = write(tmp_path, *records, name=name)
+
+    assert [row.id for row in open_data(path)] == ["0", "1", "2", "3", "4"]
+    table = open_data(path, rows=3)
+    assert (len(table), table[-1].id, [row.id for row in table[1:]]) == (3, "2", ["1", "2"])
+    assert len(open_data(path, rows=9)) == 5
+    with pytest.raises(IndexError):
+        table[3]
+
+
+def test_lines_after_those_asked_for_are_not_read(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"question": "Two?", "answer": "yes"}\n\nbroken')
+
+    assert len(open_data(str(path), rows=1)) == 1
+    assert problem(str(path)) == f"{path}:3: not JSON: Expecting value"
+
+
+def test_rows_are_cheap_until_their_pictures_are_asked_for(tmp_path, monkeypatch):
+    table = open_data(str(tiny_data(tmp_path, count=3)))
+    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("opened a picture"))
+
+    assert [row.id for row in table] == ["row-0", "row-1", "row-2"]
+    assert all(len(row.conversations[0].messages) == 4 for row in table)
+
+
+def test_pictures_come_upright_in_rgb_from_files_pictures_and_functions(tmp_path):
+    grey = Image.new("L", (4, 2), 10)
+    turned = Image.new("RGB", (4, 2))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # orientation: the camera was turned by a quarter
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    pictures = Row("row", (tmp_path / "turned.jpg", grey, lambda: grey), ()).pictures()
+
+    assert [picture.mode for picture in pictures] == ["RGB"] * 3
+    assert [picture.size for picture in pictures] == [(2, 4), (4, 2), (4, 2)]
+
+
+def test_a_file_that_is_no_picture_is_named(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_text("no picture")
+
+    with pytest.raises(VictorError, match=r"a\.png: not a readable picture"):
+        Row("row", (path,), ()).pictures()
+
+
+def test_a_picture_that_breaks_off_is_named(tmp_path):
+    path = tmp_path / "a.png"
+    tiny_picture(0, (64, 64)).save(path)
+    path.write_bytes(path.read_bytes()[:100])
+
+    with pytest.raises(VictorError, match=r"a\.png: not a readable picture"):
+        Row("row", (path,), ()).pictures()
+
+
+QUESTION = {"from": "human", "value": "<image>What?"}
+ANSWER = {"from": "gpt", "value": "A cat."}
+
+
+@pytest.mark.parametrize(
+    ("record", "found"),
+    [
+        ({"image": "a.png", "conversations": [QUESTION]}, "no answer at the end"),
+        ({"image": "a.png", "conversations": []}, "no answer at the end"),
+        ({"image": "a.png", "messages": None}, "no answer at the end"),
+        ({"image": "a.png", "conversations": [QUESTION, ANSWER, QUESTION]}, "no answer at the end"),
+        (
+            {"image": "a.png", "conversations": [QUESTION, {"from": "gpt", "value": " "}]},
+            "no answer at the end",
+        ),
+        ({"image": "a.png", "question": "What?"}, "no answer at the end"),
+        ({"conversations": [QUESTION, ANSWER]}, "pictures in the text: 1, in the row: 0"),
+        (
+            {"image": ["a.png", "b.png"], "conversations": [QUESTION, ANSWER]},
+            "pictures in the text: 1, in the row: 2",
+        ),
+        (
+            {"image": "a.png", "conversations": [{"from": "human", "value": "What?"}, ANSWER]},
+            "pictures in the text: 0, in the row: 1",
+        ),
+        ({"conversations": [{"from": "bot", "value": "Hi"}]}, "unknown role 'bot'"),
+        ({"conversations": [{"role": "user", "content": "Hi"}]}, "a turn without 'from'"),
+        ({"conversations": ["Hi"]}, "a turn without 'from'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "video"}]}]},
+            "content of type 'video'",
+        ),
+        ({"messages": [{"role": "user", "content": ["Hi"]}]}, "content of type None"),
+        ({"image": 3, "question": "What?", "answer": "cat"}, "not a list of picture files: 3"),
+        ({"text": "Hi"}, "not a row"),
+        ("Hi", "not a row"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named_when_the_data_is_opened(tmp_path, record, found):
+    good = {"question": "Two?", "answer": "yes"}
+
+    path = write(tmp_path, good, record)
+    assert problem(path) == f"{path}[1]: {found}"
+    path = write(tmp_path, good, record, name="data.jsonl")
+    assert problem(path) == f"{path}:2: {found}"
+
+
+def test_a_missing_picture_is_named_with_its_row(tmp_path):
+    record = {"image": "no/such.png", "question": "What?", "answer": "cat"}
+    path = write(tmp_path, record)
+
+    assert problem(path) == f"{path}[0]: no such picture: {tmp_path / 'no/such.png'}"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "found"),
+    [
+        ("data.json", b'[{"question": "Two?",\n "answer" "yes"}]', ":2: not JSON: Expecting ':'"),
+        ("data.jsonl", b"\n\n{", ":3: not JSON: Expecting property name"),
+        ("data.json", b'{"question": "Two?"}', ": holds no list of rows"),
+        ("data.json", b"[]", ": holds no rows"),
+        ("data.jsonl", b"", ": holds no rows"),
+        ("data.json", b'["\xff"]', ": not UTF-8"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(tmp_path, name, data, found):
+    path = tmp_path / name
+    path.write_bytes(data)
+
+    assert problem(str(path)).startswith(f"{path}{found}")
+
+
+@pytest.mark.parametrize("spec", ["no/such.json", "demo:train", "data.txt"])
+def test_data_that_does_not_exist_is_named_with_what_does(tmp_path, monkeypatch, spec):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.txt").write_text("[]")
+
+    with pytest.raises(VictorError) as error:
+        open_data(spec)
+    assert error.value.problem == f"{spec}: no such data"
+    assert error.value.fix == "use one of: demo, demo:test, a .json file, a .jsonl file"
+
+
+@pytest.mark.parametrize(
+    ("spec", "split", "size", "questions"),
+    [("demo", "train", 20_000, 8), ("demo:test", "test", 500, 4)],
+)
+def test_the_demos_rows_are_its_scenes_with_their_questions(spec, split, size, questions):
+    table = open_data(spec)
+    row, scene = table[3], scenes.scene(3, split)
+
+    assert (len(table), len(open_data(spec, rows=7))) == (size, 7)
+    assert row.pictures()[0].tobytes() == scene.picture().tobytes()
+    for conversation, asked in zip(row.conversations, scene.questions(questions), strict=True):
+        assert contents(conversation) == [
+            ("user", [IMAGE, text(asked.text)]),
+            ("assistant", [text(asked.answer)]),
+        ]
+        assert conversation.type == asked.type
