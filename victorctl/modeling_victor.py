@@ -140,11 +140,20 @@ class Victor(nn.Module):
         self.reduce = drop_visual  # what happens to the sequence before layer `drop_layer`
         self.registers = Registers(settings["registers"], width)
         self.adapters = nn.ModuleDict()
-        if adapter := settings.get("adapter"):
-            adapted = self.drop_layer if adapter["layers"] == "early" else len(layers)
-            scale = adapter["alpha"] / adapter["rank"]
-            for index in range(adapted):
-                self.adapters[str(index)] = Adapter(layers[index], adapter["rank"], scale)
+        if settings.get("adapter"):
+            self.adapt(layers, settings["adapter"])
+
+    def adapt(self, layers: nn.ModuleList, adapter: dict[str, Any]) -> None:
+        """Give decoder layers their adapters.
+
+        Args:
+            layers: Decoder layers of the text model.
+            adapter: `rank`, `alpha`, and `layers`: `early` for those below the drop, or `all`.
+        """
+        count = self.drop_layer if adapter["layers"] == "early" else len(layers)
+        scale = adapter["alpha"] / adapter["rank"]
+        for index in range(count):
+            self.adapters[str(index)] = Adapter(layers[index], adapter["rank"], scale)
 
     def open_gates(self, start: int, stop: int, rows: Tensor | None) -> None:
         """Tell the adapters of layers start..stop-1 which flat rows hold registers; None for none."""

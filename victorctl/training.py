@@ -1,0 +1,250 @@
+"""What a training run consists of: which rows a step sees, what is trained, and its state on disk."""
+
+import json
+import math
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from transformers import PreTrainedModel, ProcessorMixin
+
+from victorctl.data.batches import encode
+from victorctl.data.conversations import Row
+from victorctl.distill import Batch, collate
+from victorctl.errors import VictorError
+from victorctl.files import write_whole
+from victorctl.recipe import TrainSection
+
+AHEAD = 2  # batches that are made while a step runs
+ADAM = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which rows and questions each step sees: decided by seed and step alone, so a run can be resumed.
+
+    Rows come in a new order each epoch; of a row with more questions than are asked, each epoch draws
+    some.
+
+    Args:
+        rows: The data.
+        settings: The recipe's `train`.
+        seed: Of the order.
+    """
+
+    rows: Sequence[Row]
+    settings: TrainSection
+    seed: int
+
+    def step(self, number: int) -> list[Row]:
+        """Choose the rows of a step, counted from 0, each with the questions to ask."""
+        size, count = self.settings.batch_size, len(self.rows)
+        places = (divmod(place, count) for place in range(number * size, (number + 1) * size))
+        return [self._ask(epoch, int(self._order(epoch)[place])) for epoch, place in places]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return _permutation(self.seed, epoch, len(self.rows))
+
+    def _ask(self, epoch: int, number: int) -> Row:
+        row, limit = self.rows[number], self.settings.questions
+        if len(row.conversations) <= limit:
+            return row
+        draw = np.random.default_rng((self.seed, epoch, number))
+        chosen = sorted(draw.permutation(len(row.conversations))[:limit])
+        return replace(row, conversations=tuple(row.conversations[index] for index in chosen))
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+def batches(plan: Plan, processor: ProcessorMixin, start: int) -> Iterator[Batch]:
+    """Make the batches of steps start, start + 1, ... in a thread, a little ahead of the steps.
+
+    Raises:
+        VictorError: If no row of a step has a picture that all its questions open with.
+    """
+
+    def make(number: int) -> Batch:
+        rows = [encode(row, processor) for row in plan.step(number)]
+        batch = collate(rows, processor.tokenizer.pad_token_id or 0)
+        if batch is None:
+            names = ", ".join(row.id for row in plan.step(number)[:3])
+            raise VictorError(
+                f"step {number}: none of its rows has a picture to learn from ({names}, ...)",
+                fix="train on data with pictures, or raise train.batch_size",
+            )
+        return batch
+
+    with ThreadPoolExecutor(1) as pool:
+        pending = [pool.submit(make, number) for number in range(start, min(start + AHEAD, plan.settings.steps))]
+        for number in range(start + AHEAD, plan.settings.steps + AHEAD):
+            batch = pending.pop(0).result()
+            if number < plan.settings.steps:
+                pending.append(pool.submit(make, number))
+            yield batch
+
+
+def learning_rate(step: int, settings: TrainSection) -> float:
+    """Share of the highest rate at a step: a linear rise, then half a cosine down to zero."""
+    rise = max(1, round(settings.warmup * settings.steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, settings.steps - rise)))
+
+
+def choose_parameters(model: PreTrainedModel, settings: TrainSection) -> dict[str, nn.Parameter]:
+    """Freeze the model but for what the rung trains, adding low-rank updates where it has them.
+
+    What is trained is kept in float32, whatever the weights are.
+
+    Returns:
+        Name to parameter.
+    """
+    model.requires_grad_(False)
+    text, victor = model.model.language_model, model.victor
+    alpha = settings.rank if settings.alpha is None else settings.alpha
+    if settings.rung == "register-lora":
+        victor.adapt(text.layers, {"rank": settings.rank, "alpha": alpha, "layers": settings.layers})
+        for adapter in victor.adapters.values():
+            adapter.float().requires_grad_(True)
+    elif settings.rung == "lora":
+        early = victor.drop_layer if settings.layers == "early" else len(text.layers)
+        targets = [
+            f"layers.{index}.{name}"
+            for index in range(early)
+            for name, module in text.layers[index].named_modules()
+            if isinstance(module, nn.Linear)
+        ]
+        config = LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=targets)
+        inject_adapter_in_model(config, text)
+    victor.registers.float().requires_grad_(True)
+    chosen = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    for value in chosen.values():
+        value.data = value.data.float()
+    return chosen
+
+
+def make_optimizer(parameters: Mapping[str, nn.Parameter], settings: TrainSection) -> torch.optim.AdamW:
+    """Make AdamW with a group for the registers, whose rate may differ."""
+    own = settings.register_learning_rate or settings.learning_rate
+    registers = [value for name, value in parameters.items() if ".registers." in name]
+    others = [value for name, value in parameters.items() if ".registers." not in name]
+    groups = [{"params": registers, "peak": own}, {"params": others, "peak": settings.learning_rate}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], weight_decay=settings.weight_decay
+    )
+
+
+@dataclass
+class State:
+    """A run in progress, in a folder beside its output; it holds only what is trained.
+
+    Args:
+        folder: Where it lies; removed when the run is finished.
+        identity: What must not change between a run and its continuation.
+    """
+
+    folder: Path
+    identity: dict[str, Any]
+
+    @cached_property
+    def file(self) -> Path:
+        """The latest checkpoint."""
+        return self.folder / "state.safetensors"
+
+    def begin(self, *, resume: bool, overwrite: bool) -> None:
+        """Make the folder, or find it again.
+
+        Raises:
+            VictorError: If there is nothing to resume, the run was another one, or it would be lost.
+        """
+        if resume:
+            self._check_same()
+            return
+        if self.file.exists() and not overwrite:
+            raise VictorError(
+                f"{self.folder}: holds an interrupted run",
+                fix="add --resume to continue it, or --overwrite to start again",
+            )
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        write_whole(self.folder / "run.json", json.dumps(self.identity, indent=2).encode())
+
+    def _check_same(self) -> None:
+        if not self.file.exists():
+            raise VictorError(f"{self.folder}: no checkpoint to resume", fix="leave --resume out")
+        before = json.loads((self.folder / "run.json").read_text())
+        changed = [key for key in self.identity if self.identity[key] != before.get(key)]
+        if changed:
+            said = "; ".join(f"{key} was {before.get(key)}, is {self.identity[key]}" for key in changed)
+            raise VictorError(
+                f"{self.folder}: another run lies here: {said}",
+                fix="give the settings of that run, or leave --resume out and add --overwrite",
+            )
+
+    def save(
+        self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, log: Sequence[Mapping[str, float]]
+    ) -> None:
+        """Write a checkpoint after len(log) steps; the one before is replaced only when it is whole."""
+        tensors = {f"parameter.{name}": value.detach() for name, value in parameters.items()}
+        for name, value in parameters.items():
+            for moment in ADAM:
+                tensors[f"{moment}.{name}"] = optimizer.state[value][moment]
+        tensors = {name: value.contiguous().cpu() for name, value in tensors.items()}
+        lines = "".join(json.dumps(entry) + "\n" for entry in log)
+        write_whole(self.file, save(tensors, {"log": lines}))
+
+    def restore(self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
+        """Read the checkpoint back into the parameters and the optimizer, and return the log."""
+        with safe_open(self.file, "pt") as tensors:
+            log = [json.loads(line) for line in tensors.metadata()["log"].splitlines()]
+            for name, value in parameters.items():
+                value.data.copy_(tensors.get_tensor(f"parameter.{name}"))
+                optimizer.state[value] = {
+                    moment: tensors.get_tensor(f"{moment}.{name}").to(value.device) for moment in ADAM
+                } | {"step": torch.tensor(float(len(log)))}
+        return log
+
+    def finish(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Interrupt:
+    """Whether Ctrl-C was pressed."""
+
+    pressed = False
+
+
+@contextmanager
+def finish_the_step() -> Iterator[Interrupt]:
+    """Turn the first Ctrl-C into a wish to stop after the step at hand; the second stops at once."""
+    wish = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield wish
+        return
+
+    def note(number: int, frame: object) -> None:
+        wish.pressed = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield wish
+    finally:
+        signal.signal(signal.SIGINT, before)
