@@ -119,9 +119,8 @@ def choose_parameters(model: PreTrainedModel, settings: TrainSection) -> dict[st
     text, victor = model.model.language_model, model.victor
     alpha = settings.rank if settings.alpha is None else settings.alpha
     if settings.rung == "register-lora":
-        victor.adapt(text.layers, {"rank": settings.rank, "alpha": alpha, "layers": settings.layers})
-        for adapter in victor.adapters.values():
-            adapter.float().requires_grad_(True)
+        _adapt(model, {"rank": settings.rank, "alpha": alpha, "layers": settings.layers})
+        victor.adapters.requires_grad_(True)
     elif settings.rung == "lora":
         early = victor.drop_layer if settings.layers == "early" else len(text.layers)
         targets = [
@@ -132,11 +131,32 @@ def choose_parameters(model: PreTrainedModel, settings: TrainSection) -> dict[st
         ]
         config = LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=targets)
         inject_adapter_in_model(config, text)
-    victor.registers.float().requires_grad_(True)
+    victor.registers.requires_grad_(True)
     chosen = {name: value for name, value in model.named_parameters() if value.requires_grad}
     for value in chosen.values():
         value.data = value.data.float()
     return chosen
+
+
+def _adapt(model: PreTrainedModel, wanted: dict[str, Any]) -> None:
+    """Give the model adapters, or go on with those that it has.
+
+    Raises:
+        VictorError: If it has others.
+    """
+    has = model.config.victor.get("adapter")
+    if has and has != wanted:
+        raise VictorError(
+            f"the model has adapters already, {has}, and the recipe asks for {wanted}",
+            fix="set train.rank, train.alpha and train.layers to what it has, or start from a converted folder",
+        )
+    if has:
+        return
+    model.victor.adapt(model.model.language_model.layers, wanted)
+    model.victor.adapters.to(model.device)
+    for module in model.victor.adapters.modules():
+        model._init_weights(module)
+    model.config.victor = {**model.config.victor, "adapter": wanted}
 
 
 def make_optimizer(parameters: Mapping[str, nn.Parameter], settings: TrainSection) -> torch.optim.AdamW:

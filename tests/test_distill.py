@@ -1,0 +1,150 @@
+"""One training step against the plain computation that it shortens.
+
+Faults planted and caught: registers of the second picture left out, prefix of another row, teacher with
+its visual tokens dropped, labels not shifted, padding of the suffix attended to.
+"""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from tests.tiny import tiny_conversation, tiny_model, tiny_picture, tiny_processor, tiny_rows
+from tests.victor_models import victor_llava
+from victorctl.data.batches import IGNORED, encode, join_images
+from victorctl.data.conversations import Row
+from victorctl.distill import Distillation, Targets, collate, divergence
+from victorctl.recipe import TrainSection
+from victorctl.teacher import TeacherCache
+from victorctl.training import choose_parameters
+
+ROWS = [*tiny_rows(3, questions=2), *tiny_rows(2, questions=1, images=(2, 3))]
+SETTINGS = {"cross_entropy": 0.7, "distill": 0.9, "temperature": 2.0, "top_k": 10_000}
+
+
+def plain_losses(model, native, rows, processor, temperature):
+    """Every question alone, whole, with labels shifted here; the teacher is the native class."""
+    cross, kl = [], []
+    for row in rows:
+        encoded = encode(row, processor)
+        for said in encoded.conversations:
+            ids, labels = torch.tensor([said.input_ids]), torch.tensor(said.labels)
+            at = [n for n in range(len(labels) - 1) if labels[n + 1] != IGNORED]
+            student = model(input_ids=ids, use_cache=False, **encoded.images).logits[0, at]
+            with torch.no_grad():
+                teacher = native(input_ids=ids, use_cache=False, **encoded.images).logits[0, at]
+            cross.append(functional.cross_entropy(student, labels[1:][at], reduction="none"))
+            soft = [(logits / temperature).log_softmax(-1) for logits in (student, teacher)]
+            kl.append(functional.kl_div(*soft, log_target=True, reduction="none").sum(-1))
+    return torch.cat(cross).mean(), torch.cat(kl).mean() * temperature**2
+
+
+def trained(rung, positions="overlay", **settings):
+    native = tiny_model()
+    model = victor_llava(positions=positions)
+    section = TrainSection(rung=rung, rank=3, **{**SETTINGS, **settings})
+    parameters = choose_parameters(model, section)
+    torch.manual_seed(2)
+    for name, value in parameters.items():
+        if "up" in name or "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.3)
+    return native, model, parameters, section
+
+
+@pytest.mark.parametrize("positions", ["overlay", "append"])
+@pytest.mark.parametrize("rung", ["registers", "register-lora", "lora"])
+def test_the_shared_prefix_gives_the_losses_and_gradients_of_the_plain_step(rung, positions):
+    native, model, parameters, section = trained(rung, positions)
+    processor = tiny_processor()
+
+    losses = Distillation(model, section)(collate([encode(row, processor) for row in ROWS], 0))
+    losses.total.backward()
+    ours = {name: value.grad.clone() for name, value in parameters.items()}
+    model.zero_grad()
+    cross, kl = plain_losses(model, native, ROWS, processor, 2.0)
+    (0.7 * cross + 0.9 * kl).backward()
+
+    torch.testing.assert_close(losses.cross_entropy, cross, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(losses.distill, kl, rtol=1e-4, atol=1e-4)
+    for name, value in parameters.items():
+        scale = value.grad.abs().max()
+        assert (ours[name] - value.grad).abs().max() <= 1e-3 * scale, name
+        unread = "adapters.5" in name and "k_proj" not in name and "v_proj" not in name
+        assert (scale == 0) == unread, name  # of the last layer's registers only keys and values are read
+
+
+def test_nothing_but_the_rung_gets_a_gradient():
+    _, model, parameters, section = trained("register-lora")
+    batch = collate([encode(row, tiny_processor()) for row in ROWS], 0)
+
+    Distillation(model, section)(batch).total.backward()
+
+    touched = {name for name, value in model.named_parameters() if value.grad is not None}
+    assert touched == set(parameters)
+    assert all(name.startswith("victor.") for name in touched)
+
+
+def test_rows_without_a_picture_in_front_are_left_out():
+    text = Row("text", (), (tiny_conversation(images=0),))
+    picture = Row("picture", (tiny_picture(),), (tiny_conversation(),))
+    processor = tiny_processor()
+
+    assert collate([encode(text, processor)], 0) is None
+    assert len(collate([encode(row, processor) for row in (text, picture)], 0).keys) == 1
+
+
+def test_divergence_counts_what_was_not_kept_as_one_class():
+    # teacher .5 .3 .2, student .2 .2 .6; kept .5 and .3: .5 ln(.5/.2) + .3 ln(.3/.2) + .2 ln(.2/.6)
+    student = torch.tensor([[0.2, 0.2, 0.6]]).log()
+    teacher = Targets(torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.3]]).log())
+    expected = 0.5 * 0.9162907 + 0.3 * 0.4054651 + 0.2 * -1.0986123
+
+    assert divergence(student, teacher, 1.0).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_divergence_of_equals_is_zero_and_temperature_keeps_the_size_of_gradients():
+    logits = torch.tensor([[2.0, -1.0, 0.5]])
+    both = [logits.log_softmax(-1), (logits / 100).log_softmax(-1)]
+    index = torch.tensor([[0, 1, 2]])
+
+    assert divergence(logits, Targets(index, both[0]), 1.0).item() == pytest.approx(0, abs=1e-6)
+    # far above every logit, 100^2 KL tends to half the variance of the logits' difference: here of (1, 0, 0)
+    moved = logits + torch.tensor([[1.0, 0.0, 0.0]])
+    assert divergence(moved, Targets(index, both[1]), 100.0).item() == pytest.approx(1 / 9, rel=0.02)
+
+
+def test_a_known_teacher_is_not_asked_again_and_changes_nothing(tmp_path, monkeypatch):
+    _, model, _, section = trained("register-lora", top_k=5)
+    batch = collate([encode(row, tiny_processor()) for row in ROWS], 0)
+    live = Distillation(model, section)(batch)
+    first = Distillation(model, section, TeacherCache({"base": "x"}, tmp_path))
+    filled = first(batch)
+    first.known.flush()
+
+    again = Distillation(model, section, TeacherCache({"base": "x"}, tmp_path))
+    monkeypatch.setattr(again, "_teach", lambda *_: pytest.fail("the teacher was asked"))
+    found = again(batch)
+
+    assert torch.equal(live.total, filled.total)
+    assert torch.equal(filled.total, found.total)
+    assert TeacherCache({"base": "y"}, tmp_path).find(batch.keys) is None
+
+
+def test_a_question_is_known_by_its_words_and_its_picture():
+    row = Row("a", (tiny_picture(1),), (tiny_conversation(seed=1),))
+    other_picture = Row("a", (tiny_picture(2),), (tiny_conversation(seed=1),))
+    other_words = Row("a", (tiny_picture(1),), (tiny_conversation(seed=2),))
+    processor = tiny_processor()
+    keys = {collate([encode(r, processor)], 0).keys[0] for r in (row, other_picture, other_words)}
+
+    assert len(keys) == 3
+    assert collate([encode(ROWS[0], processor), encode(row, processor)], 0).keys[-1] in keys
+
+
+def test_pictures_of_all_rows_are_joined_in_reading_order():
+    processor = tiny_processor()
+    encoded = [encode(row, processor) for row in ROWS]
+    batch = collate(encoded, 0)
+
+    assert batch.pictures == (1, 1, 1, 2, 3)
+    assert torch.equal(batch.images["pixel_values"], join_images([row.images for row in encoded])["pixel_values"])
+    assert batch.row.tolist() == [0, 0, 1, 1, 2, 2, 3, 4]
