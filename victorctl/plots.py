@@ -1,0 +1,218 @@
+"""Pictures of numbers: quality against cost, and the loss of a training run."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from victorctl.files import write_whole
+from victorctl.labels import arrange
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SMOOTHING = 50  # a smoothed loss is the mean over a fiftieth of the run to each side
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Colours of a plot; `paper` "none" is transparent."""
+
+    paper: str = "#ffffff"
+    ink: str = "#1c2230"
+    faint: str = "#c9ced8"
+    model: str = "#0b62c4"
+    other: str = "#6b7280"
+
+
+# Stand-ins which `svg` turns into the colours of the page around it, light or dark.
+OF_PAGE = Palette("none", "#000001", "#000002", "#000003", "#000004")
+PAGE_NAMES = {
+    OF_PAGE.ink: "currentColor",
+    OF_PAGE.faint: "var(--line)",
+    OF_PAGE.model: "var(--model)",
+    OF_PAGE.other: "var(--muted)",
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way to answer: what it spends and what it keeps."""
+
+    name: str
+    tokens: float
+    """Mean visual tokens per layer."""
+    kept: float
+    """Share of the base's accuracy."""
+    interval: tuple[float, float] | None = None
+    kind: str = "other"
+    """`base`, `model` or `other`."""
+
+
+def points_of(result: Mapping[str, Any], name: str) -> list[Point]:
+    """Take the points of the trade-off out of an evaluation that has a base.
+
+    Args:
+        result: What `victorctl eval` prints.
+        name: What to call the model.
+    """
+    tokens = result["mean_visual_tokens"]
+    interval = tuple(result["interval"]) if result["interval"] else None
+    others = [
+        Point(other, numbers["mean_visual_tokens"], numbers["kept"])
+        for other, numbers in result["baselines"].items()
+    ]
+    return [
+        Point("base", tokens["base"], 1.0, kind="base"),
+        Point(name, tokens["model"], result["kept"], interval, kind="model"),
+        *others,
+    ]
+
+
+def tradeoff(points: Sequence[Point], palette: Palette) -> "Figure":
+    """Draw the kept share of the accuracy over the visual tokens per layer, both axes from zero."""
+    figure, axes = _blank(palette)
+    axes.axhline(100, color=palette.faint, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    for point in points:
+        _mark(axes, point, palette)
+    axes.set_xlim(0, 1.12 * max(max(point.tokens for point in points), 1))
+    axes.set_ylim(0, 100 * max(1.12, *(1.08 * point.kept for point in points)))
+    axes.set_xlabel("visual tokens per layer (mean over layers, registers included)")
+    axes.set_ylabel("accuracy kept, % of the base")
+    _label(axes, points, palette)
+    return figure
+
+
+def svg(figure: "Figure") -> str:
+    """Render a plot drawn in `OF_PAGE` as SVG that takes its colours from the page around it."""
+    page = io.BytesIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(page, format="svg", transparent=True, metadata=nothing)
+    text = page.getvalue().decode()
+    text = text[text.index("<svg") :]  # without the XML header, which a page must not repeat
+    for stand_in, name in PAGE_NAMES.items():
+        text = text.replace(stand_in, name)
+    return text
+
+
+def png(figure: "Figure") -> bytes:
+    """Render a plot as PNG."""
+    page = io.BytesIO()
+    figure.savefig(page, format="png", dpi=200)
+    return page.getvalue()
+
+
+def loss_curve(steps: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Draw a training run's loss as PNG: each step faintly, its running mean, and its parts.
+
+    Args:
+        steps: One entry per step, at least one, with `step`, `loss`, and `cross_entropy` and
+            `distill` where they were part of the loss.
+        path: PNG to write.
+    """
+    palette = Palette()
+    figure, axes = _blank(palette)
+    places = [entry["step"] for entry in steps]
+    losses = [entry["loss"] for entry in steps]
+    axes.plot(places, losses, color=palette.faint, linewidth=0.8)
+    axes.plot(places, _smooth(losses), color=palette.model, linewidth=2, label="loss")
+    for key, dashes in (("cross_entropy", (4, 2)), ("distill", (1, 1.5))):
+        part = [(entry["step"], entry[key]) for entry in steps if key in entry]
+        if part:
+            along, values = zip(*part, strict=True)
+            style = {"color": palette.other, "linewidth": 1.3, "dashes": dashes}
+            axes.plot(along, _smooth(values), label=key.replace("_", " "), **style)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, labelcolor=palette.ink)
+    write_whole(path, png(figure))
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Average each value with its neighbours on both sides, so that nothing lags behind."""
+    reach = len(values) // SMOOTHING
+    return [
+        fmean(values[max(0, place - reach) : place + reach + 1]) for place in range(len(values))
+    ]
+
+
+def _blank(palette: Palette) -> tuple["Figure", "Axes"]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.8, 3.9), facecolor=palette.paper, layout="constrained")
+    axes = figure.subplots()
+    axes.set_facecolor("none")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(palette.faint)
+    axes.tick_params(color=palette.faint, labelcolor=palette.ink, labelsize=9)
+    axes.xaxis.label.set_color(palette.ink)
+    axes.yaxis.label.set_color(palette.ink)
+    return figure, axes
+
+
+def _mark(axes: "Axes", point: Point, palette: Palette) -> None:
+    color = {"base": palette.ink, "model": palette.model, "other": palette.other}[point.kind]
+    marker = {"base": "s", "model": "o", "other": "D"}[point.kind]
+    size = 6 if point.kind == "model" else 5
+    height, bars = 100 * point.kept, None
+    if point.interval:
+        low, high = point.interval
+        bars = [[max(height - 100 * low, 0)], [max(100 * high - height, 0)]]
+    style = {"color": color, "marker": marker, "markersize": size, "capsize": 5, "zorder": 3}
+    axes.errorbar(point.tokens, height, yerr=bars, clip_on=False, **style)
+
+
+def _label(axes: "Axes", points: Sequence[Point], palette: Palette) -> None:
+    """Write each point's name and number beside its mark."""
+    axes.figure.draw_without_rendering()  # settles where the axes lie
+    points = sorted(points, key=lambda point: (point.kind == "other", -point.kept))
+    names = ["base" if at.kind == "base" else f"{at.name} {at.kept:.1%}" for at in points]
+    styles = [
+        {"fontsize": 9, "fontweight": "bold" if point.kind == "model" else "normal"}
+        for point in points
+    ]
+    pixels = axes.figure.dpi / 72  # in one typographic point
+    places = arrange(
+        axes.transData.transform([(point.tokens, 100 * point.kept) for point in points]) / pixels,
+        [_size(axes, name, style) / pixels for name, style in zip(names, styles, strict=True)],
+        frame=axes.get_window_extent().extents / pixels,
+        obstacles=[box / pixels for box in _obstacles(axes, points)],
+    )
+    line = {"arrowstyle": "-", "color": palette.other, "linewidth": 0.6, "shrinkB": 5}
+    for point, name, style, place in zip(points, names, styles, places, strict=True):
+        axes.annotate(
+            name,
+            (point.tokens, 100 * point.kept),
+            xytext=(place.left, place.bottom),
+            textcoords="offset points",
+            va="bottom",
+            color=palette.ink,
+            arrowprops=line | {"relpos": (place.left < 0, 0.5)} if place.leader else None,
+            **style,
+        ).set_in_layout(False)
+
+
+def _size(axes: "Axes", text: str, style: Mapping[str, Any]) -> "np.ndarray":
+    probe = axes.text(0, 0, text, **style)
+    size = probe.get_window_extent().size
+    probe.remove()
+    return size
+
+
+def _obstacles(axes: "Axes", points: Sequence[Point]) -> list["np.ndarray"]:
+    """Give the boxes, in pixels, of the line at 100 % and of every mark with its error bar."""
+    (left, _), (right, _) = axes.get_window_extent().get_points()
+    reach = 4 * axes.figure.dpi / 72
+    line = axes.transData.transform((0, 100))[1]
+    boxes = [np.array([left, line - 2, right, line + 2])]
+    for point in points:
+        ends = [(point.tokens, 100 * share) for share in (point.kept, *(point.interval or ()))]
+        pixels = axes.transData.transform(ends)  # [ends, 2]
+        boxes.append(np.concatenate([pixels.min(axis=0) - reach, pixels.max(axis=0) + reach]))
+    return boxes
