@@ -13,6 +13,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from victorctl.units import DASH, size
+
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
@@ -88,11 +90,11 @@ def _flat(result: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
 
 def _text(key: str, value: Any) -> Text:
     if value is None:
-        return Text("-", "dim")
+        return Text(DASH, "dim")
     if isinstance(value, bool):
         return Text(str(value).lower())
     if isinstance(value, int) and key.endswith("bytes"):
-        return Text(_bytes(value))
+        return Text(size(value))
     if isinstance(value, int):
         return Text(f"{value:,}")
     if isinstance(value, float):
@@ -100,9 +102,3 @@ def _text(key: str, value: Any) -> Text:
     if isinstance(value, list | tuple):
         return Text(", ".join(_text(key, inner).plain for inner in value))
     return Text(str(value), COLOURS.get(str(value), ""))
-
-
-def _bytes(count: int) -> str:
-    power = min(4, (len(str(count)) - 1) // 3)
-    unit = ("bytes", "kB", "MB", "GB", "TB")[power]
-    return f"{count / 1000**power:,.1f}".removesuffix(".0") + f" {unit}"

@@ -1,0 +1,153 @@
+"""Rules of the code base that no linter knows."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "victorctl").rglob("*.py"))
+STAGES = {"convert", "finetune", "evaluate", "inspect", "bench", "push"}
+
+# A module imports from its own line or from a line above it; stages only from above.
+ORDER = [
+    {"errors", "modeling_victor"},
+    {"files", "labels", "statistics", "units", "weights", "yaml_tree"},
+    {"methods"},
+    {"recipe"},
+    {"recipes", "runtime"},
+    {"checkpoint", "sources", "families", "cost", "plots"},
+    {"data", "benchmarks", "card", "report"},
+    {"teacher", "distill", "training", "timing"},
+    STAGES,
+    {"demo", "compare", "show"},
+    {"doctor", "output"},
+    {"cli"},
+    {"__main__"},
+]
+LINES = 400
+LONGER = {"modeling_victor.py": "it is what every model folder carries, and must be one file"}
+
+
+def name_of(file: Path) -> str:
+    """Name the line of ORDER that a file stands on: its folder, or else itself."""
+    return file.relative_to(ROOT / "victorctl").with_suffix("").parts[0]
+
+
+def rank(name: str) -> int:
+    found = [place for place, names in enumerate(ORDER) if name in names]
+    assert found, f"{name} has no place in ORDER yet: give it one"
+    return found[0]
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Yield the dotted names that are imported anywhere in a file, also inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{'.' * node.level}{node.module}.{alias.name}" for alias in node.names)
+
+
+def ours(file: Path) -> set[str]:
+    found = (name.split(".") for name in imports(ast.parse(file.read_text(encoding="utf-8"))))
+    return {parts[1] for parts in found if parts[0] == "victorctl" and len(parts) > 1}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_go_one_way_and_stages_never_import_each_other(file):
+    name = name_of(file)
+    if name == "__init__":  # loads its parts when they are asked for
+        return
+    found, place = ours(file) - {name, "__version__"}, rank(name)
+    if name in ORDER[0]:
+        assert not found, f"{name} imports {found}, and must import nothing of ours"
+    for other in found:
+        assert rank(other) <= place, f"{name} imports {other}, which stands above it"
+    assert not (name in STAGES and found & STAGES), f"{name} imports {found & STAGES}"
+
+
+def test_the_shipped_file_imports_only_what_every_user_of_transformers_has():
+    from transformers.dynamic_module_utils import get_imports, get_relative_imports
+
+    file = ROOT / "victorctl" / "modeling_victor.py"
+    allowed = {*sys.stdlib_module_names, "torch", "transformers", "safetensors"}  # its own needs
+
+    assert set(get_imports(file)) <= allowed
+    assert get_relative_imports(file) == []
+    # transformers overlooks what stands inside try, and `from . import x`
+    everywhere = set(imports(ast.parse(file.read_text(encoding="utf-8"))))
+    assert {name.split(".")[0] for name in everywhere} <= allowed
+    assert len(everywhere) > 5
+
+
+def test_importing_everything_changes_nothing_around_it():
+    third_parties = {
+        ast.unparse(node)
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom) and "victorctl" not in ast.unparse(node)
+    }
+    modules = [
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for file in FILES
+    ]
+    code = f"""
+import importlib, json, logging, os, random, signal, sys, warnings
+for line in {sorted(third_parties)}:
+    exec(line, dict())
+import matplotlib, numpy, torch
+def state():
+    return dict(
+        environ=dict(os.environ), folder=os.getcwd(), path=sys.path, hook=str(sys.excepthook),
+        filters=str(warnings.filters), handlers=str(logging.getLogger().handlers),
+        level=logging.getLogger("transformers").level, interrupt=str(signal.getsignal(2)),
+        random=str(random.getstate()), numpy=str(numpy.random.get_state()),
+        torch=torch.get_rng_state().tolist(), threads=torch.get_num_threads(),
+        grad=torch.is_grad_enabled(), dtype=str(torch.get_default_dtype()),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+        tf32=torch.backends.cuda.matmul.allow_tf32, backend=dict(matplotlib.rcParams)["backend"],
+    )
+before = json.dumps(state(), default=str)
+for name in {modules}:
+    importlib.import_module(name)
+after = json.loads(json.dumps(state(), default=str))
+print(json.dumps([key for key, value in json.loads(before).items() if after[key] != value]))
+"""
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout) == []
+
+
+def test_settings_come_from_the_recipe_alone():
+    readers = {
+        file.name
+        for file in FILES
+        for name in imports(ast.parse(file.read_text(encoding="utf-8")))
+        if name.split(".")[0] == "yaml"
+    }
+    assert readers == {"yaml_tree.py", "recipes.py"}
+    for file in FILES:
+        used = {
+            f"{node.value.id}.{node.attr}"
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        }
+        assert not used & {"os.environ", "os.getenv", "sys.argv"}, file.name
+
+
+def test_every_file_says_what_it_is_and_stays_short():
+    checked = [*FILES, *sorted((ROOT / "tests").rglob("*.py"))]
+    assert len(checked) >= 30
+    for file in checked:
+        lines = len(file.read_text(encoding="utf-8").splitlines())
+        assert lines <= LINES or file.name in LONGER, f"{file.name} has {lines} lines"
+    for file in FILES:
+        first = file.read_text(encoding="utf-8").splitlines()[0]
+        assert first.startswith('"""'), f"{file.name} does not say what it is"
