@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from victorctl import checkpoint, plots
+from victorctl import checkpoint, folders, lineage, plots
 from victorctl.data.conversations import open_data
 from victorctl.distill import Distillation
 from victorctl.errors import VictorError
@@ -63,20 +63,20 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         "train": train.rung,
         "steps": train.steps,
         "trainable_parameters": sum(value.numel() for value in parameters.values()),
-        "base_intact": train.rung != "lora" and checkpoint.base_intact(model),
+        "base_intact": train.rung != "lora" and lineage.base_intact(model),
     }
     if run.dry_run:
         return result
-    parent = checkpoint.weights_sha256(model)
+    parent = lineage.weights_sha256(model)
     state = State(out.with_name(f"{out.name}.training"), _identity(recipe, parent))
     state.begin(resume=run.resume, overwrite=run.overwrite)
     log = _train(network, parameters, Plan(rows, train, recipe.seed), processor, state, run, _teacher(recipe, run, model))
-    with checkpoint.writing(out, overwrite=run.overwrite) as folder:
+    with folders.writing(out, overwrite=run.overwrite) as folder:
         _write(model, folder, network)
         plots.loss_curve(log, folder / "loss.png")
         lines = "".join(json.dumps(entry) + "\n" for entry in log)
         (folder / "loss.jsonl").write_text(lines)
-        checkpoint.add_stage(
+        lineage.add_stage(
             folder,
             command="finetune",
             settings={"train": train.model_dump(), "data": recipe.data.model_dump()},
@@ -100,7 +100,7 @@ def _output(model: Path, recipe: Recipe, run: Run) -> Path:
         raise VictorError("finetune needs data", fix="add --data demo, or --data FILE")
     if run.out.resolve() == model.resolve():
         raise VictorError(f"--out {run.out} is the model itself", fix="give another folder")
-    checkpoint.check_output(run.out, overwrite=run.overwrite)
+    folders.check_output(run.out, overwrite=run.overwrite)
     return run.out
 
 
@@ -168,14 +168,15 @@ def _train(network, parameters, plan, processor, state, run, known) -> Log:  # n
 
 def _write(source: Path, folder: Path, network: PreTrainedModel) -> None:
     """Write the trained model: the source's files, with Victor's tensors and merged weights replaced."""
+    checkpoint.copy_files(source, folder, link=True)
     merged = _merge(network)
-    touched = [file for file in checkpoint.weight_files(source) if _names(file, merged)]
-    checkpoint.copy_files(source, folder, link=True, leave_out={WEIGHTS, *(file.name for file in touched)})
-    for file in touched:
-        tensors = load_file(file)
-        for name, module in _names(file, merged).items():
-            tensors[name] = merged[module].to(tensors[name].dtype).contiguous()
-        save_file(tensors, folder / file.name, metadata={"format": "pt"})
+    for file in checkpoint.weight_files(source):
+        if names := _names(file, merged):
+            tensors = load_file(file)
+            for name, module in names.items():
+                tensors[name] = merged[module].to(tensors[name].dtype).contiguous()
+            (folder / file.name).unlink()  # a hard link: writing to it would change the source
+            save_file(tensors, folder / file.name, metadata={"format": "pt"})
     dtype = network.lm_head.weight.dtype
     own = {name: value.to(dtype).contiguous().cpu() for name, value in network.victor.state_dict().items()}
     save_file({PREFIX + name: value for name, value in own.items()}, folder / WEIGHTS, metadata={"format": "pt"})
