@@ -1,0 +1,234 @@
+"""Model folders: recognise, check, copy and load them."""
+
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoProcessor
+from transformers.utils import logging as transformers_logging
+
+from victorctl import modeling_victor, weights
+from victorctl.errors import VictorError
+from victorctl.families import family_of
+from victorctl.folders import check_output, check_space, writing
+from victorctl.lineage import add_stage, base_intact, hash_of, read_lineage, weights_sha256
+from victorctl.modeling_victor import VictorMixin
+from victorctl.recipe import Run
+from victorctl.runtime import resolve
+from victorctl.sources import INDEX, LINEAGE, SMALL_FILES, WEIGHTS, read_json
+
+__all__ = [
+    "add_stage",
+    "base_intact",
+    "base_sha256",
+    "check_output",
+    "check_space",
+    "copy_files",
+    "has_processor",
+    "load",
+    "load_processor",
+    "read_config",
+    "read_lineage",
+    "shipped_code_intact",
+    "weight_files",
+    "weights_sha256",
+    "writing",
+]
+
+CODE = Path(modeling_victor.__file__)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read `config.json`.
+
+    Raises:
+        VictorError: If the folder has none, or it is no JSON object.
+    """
+    content = read_json(folder / "config.json")
+    if content is None:
+        raise VictorError(
+            f"{folder}: no config.json, so this is no model folder",
+            fix="give the folder that holds config.json and model.safetensors",
+        )
+    return content
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the files of the base's weights, one or several shards.
+
+    Raises:
+        VictorError: If there are none, or a shard that the index names is missing.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    names = shard_names(folder)
+    if not names and any(folder.glob("*.safetensors")):
+        problem = f"{folder}: {INDEX} is missing, so the shards have no order"
+        raise VictorError(problem, fix=f"download {INDEX} into the folder")
+    if not names:
+        pickles = sorted(
+            file.name for pattern in ("*.bin", "*.pt*") for file in folder.glob(pattern)
+        )
+        found = f" but {pickles[0]}, a pickle, which can run code when it is opened" * bool(pickles)
+        raise VictorError(
+            f"{folder}: no weights{found}",
+            fix="use a copy with *.safetensors; transformers makes one by from_pretrained and "
+            "save_pretrained",
+        )
+    for name in names:
+        if not (folder / name).is_file():
+            problem = f"{folder}: shard {name} is missing, and {INDEX} names it"
+            raise VictorError(problem, fix="download the missing shard into the folder")
+    return [folder / name for name in names]
+
+
+def shard_names(folder: Path) -> list[str]:
+    """List the files that the base's index names; none where there is no index."""
+    index = read_json(folder / INDEX) or {}
+    names = sorted(set(index.get("weight_map", {}).values()))
+    for name in names:
+        if Path(name).name != name:
+            problem = f"{folder / INDEX}: shard {name!r} lies outside of the folder"
+            raise VictorError(problem, fix="use another copy of the model")
+    return names
+
+
+def base_sha256(folder: Path) -> str:
+    """Hash the base's weights alone; see `weights_sha256`."""
+    return hash_of({file.name: weights.sha256(file) for file in weight_files(folder)})
+
+
+def has_processor(folder: Path) -> bool:
+    """Say whether the folder holds a processor, or the weights alone."""
+    names = ("processor_config.json", "preprocessor_config.json")
+    return any((folder / name).is_file() for name in names)
+
+
+def load_processor(folder: Path) -> Any:
+    """Load the processor of a model folder.
+
+    Raises:
+        VictorError: If there is none that transformers can load.
+    """
+    try:
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise VictorError(
+            f"{folder}: no processor that transformers can load ({error})",
+            fix="copy the base model's processor and tokenizer files into the folder",
+        ) from error
+
+
+def load(folder: Path, run: Run | None = None) -> VictorMixin:
+    """Load a Victor model with this package's own class, in eval mode.
+
+    Args:
+        folder: What `convert`, `finetune` or the class's own `save_pretrained` wrote.
+        run: Device, number format and attention; None: the best device, all as stored.
+
+    Raises:
+        VictorError: If it is no Victor model, or is damaged.
+    """
+    run = run or Run()
+    folder, config = Path(folder), read_config(Path(folder))
+    family = family_of(config, folder)
+    if "victor" not in config:
+        raise VictorError(
+            f"{folder}: not a Victor model yet", fix=f"victorctl convert {folder} --out FOLDER"
+        )
+    for file in (*weight_files(folder), folder / modeling_victor.WEIGHTS):
+        weights.read_entries(file)
+    device, dtype = resolve(run)
+    with quiet_loading(), fixes_of_shipped_file():
+        cls = getattr(modeling_victor, family.ours)
+        model = cls.from_pretrained(folder, dtype=dtype, attn_implementation=run.attn)
+    for name, parameter in model.victor.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise VictorError(
+                f"{folder / modeling_victor.WEIGHTS}: {modeling_victor.PREFIX}{name} holds NaN or "
+                "infinity",
+                fix="train again with a lower learning rate, or convert again",
+            )
+    return model.to(device).eval()
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keep transformers' progress bars and load reports away; errors are raised all the same."""
+    bars, level = (
+        transformers_logging.is_progress_bar_enabled(),
+        transformers_logging.get_verbosity(),
+    )
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def fixes_of_shipped_file() -> Iterator[None]:
+    """Turn the shipped file's errors into ours: it cannot import them, and writes the same form."""
+    try:
+        yield
+    except ValueError as error:
+        problem, found, fix = str(error).partition("\n  fix: ")
+        if not found:
+            raise
+        raise VictorError(problem, fix=fix) from error
+
+
+def copy_files(
+    source: Path,
+    target: Path,
+    *,
+    link: bool,
+    leave_out: Collection[str] = (),
+    advance: weights.Advance = lambda _count: None,
+) -> dict[str, str]:
+    """Copy a model without its Victor tensors: base shards byte for byte, small files, lineage.
+
+    The shipped file comes from this package, and indexes are left to `write_indexes`. A linked
+    shard must never be written to: it is the source's own.
+
+    Args:
+        source: A model folder.
+        target: A new folder.
+        link: Hard-link the shards where the file system can; they are read and checked too.
+        leave_out: Names of shards that are not copied.
+        advance: Is told of the bytes of shards that were read.
+
+    Returns:
+        SHA-256 of every copied shard, by name.
+
+    Raises:
+        VictorError: If a shard is missing or damaged, or holds NaN or infinity.
+    """
+    copy_small_files(source, target)
+    return {
+        file.name: weights.copy_file(file, target / file.name, link=link, advance=advance)
+        for file in weight_files(source)
+        if file.name not in leave_out
+    }
+
+
+def copy_small_files(source: Path, target: Path) -> None:
+    """Copy everything but weights: configuration, processor, licence, lineage, our code."""
+    for pattern in (*SMALL_FILES, LINEAGE):
+        for file in source.glob(pattern):
+            copy = target / file.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
+    shutil.copyfile(CODE, target / CODE.name)
+
+
+def shipped_code_intact(folder: Path) -> bool:
+    """Say whether the folder's `modeling_victor.py` is byte for byte this package's."""
+    file = folder / CODE.name
+    return file.is_file() and file.read_bytes() == CODE.read_bytes()

@@ -1,0 +1,148 @@
+"""What a conversion will make: every setting resolved and checked against the source."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from victorctl import weights
+from victorctl.checkpoint import has_processor, read_config, shard_names, weight_files
+from victorctl.cost import shape_of
+from victorctl.errors import VictorError
+from victorctl.families import SLICEABLE, Family, family_of
+from victorctl.folders import check_space
+from victorctl.lineage import read_lineage
+from victorctl.recipe import Recipe, Run
+from victorctl.sources import Source, fetch_weights
+
+FORMATS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be made, every setting resolved."""
+
+    source: Source
+    family: Family
+    backbone: str
+    layers: int
+    width: int
+    visual_tokens: int | None
+    recipe: Recipe
+    warnings: list[str]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The `victor` section of the new `config.json`."""
+        victor = self.recipe.victor
+        return {
+            "registers": victor.registers,
+            "drop_layer": victor.drop_layer,
+            "positions": victor.positions,
+            "adapter": None,
+        }
+
+
+@dataclass(frozen=True)
+class Files:
+    """The source's weights."""
+
+    paths: list[Path]
+    dtype: str
+    """Of most of the numbers, as safetensors names it."""
+    cast: str | None
+    """What they become, where that is something else."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path in self.paths)
+
+
+def make_plan(source: Source, recipe: Recipe) -> Plan:
+    """Resolve every setting for this source, from its small files alone.
+
+    Raises:
+        VictorError: If the source cannot be converted, or a setting does not fit it.
+    """
+    raw = read_config(source.folder)
+    family = family_of(raw, source.name)
+    if "victor" in raw:
+        stages = read_lineage(source.folder)["stages"]
+        base = stages[0].get("source", {}).get("name") if stages else None
+        raise VictorError(
+            f"{source.name}: a Victor model already",
+            fix=f"train it with victorctl finetune, or convert {base or 'its base'} again",
+        )
+    config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
+    text, shape = config.get_text_config(), shape_of(config)
+    notes = []
+    victor = recipe.victor
+    if not has_processor(source.folder):
+        notes.append(f"{source.name} has no processor: only weights and config.json are converted")
+        if victor.init == "visual":
+            notes.append("without a processor, registers are drawn like token embeddings")
+            victor = victor.model_copy(update={"init": "embeddings"})
+    if recipe.convert.verify != "full" and text.model_type not in SLICEABLE:
+        notes.append(f"nobody tried to run {text.model_type} in slices: --verify full would")
+    drop = victor.drop_layer or max(2, round(3 * shape.layers / 32))
+    victor = victor.model_copy(update={"drop_layer": drop})
+    plan = Plan(
+        source=source,
+        family=family,
+        backbone=text.model_type,
+        layers=shape.layers,
+        width=shape.hidden,
+        visual_tokens=shape.projected or None,
+        recipe=recipe.model_copy(update={"victor": victor}),
+        warnings=notes,
+    )
+    _check_settings(plan)
+    return plan
+
+
+def _check_settings(plan: Plan) -> None:
+    victor = plan.recipe.victor
+    if victor.drop_layer >= plan.layers:
+        fix = f"choose 1 to {plan.layers - 1}" if plan.layers > 1 else "use a deeper model"
+        raise VictorError(
+            f"--drop-layer {victor.drop_layer}: the text model of {plan.source.name} has "
+            f"{plan.layers} layers, so nothing would be dropped",
+            fix=fix,
+        )
+    too_many = plan.visual_tokens is not None and victor.registers > plan.visual_tokens
+    if victor.positions == "overlay" and too_many:
+        raise VictorError(
+            f"--registers {victor.registers}: an image of {plan.source.name} has "
+            f"{plan.visual_tokens} visual tokens to overlay",
+            fix=f"choose 1 to {plan.visual_tokens}, or --positions append",
+        )
+
+
+def check_files(plan: Plan, run: Run) -> Files:
+    """Fetch the weights if need be, and check their headers and the room for them.
+
+    Raises:
+        VictorError: If a file is missing or not whole, lacks a tensor, or does not fit on the disk.
+    """
+    folder, settings = plan.source.folder, plan.recipe.convert
+    fetch_weights(plan.source, shard_names(folder) or ["model.safetensors"])
+    paths = weight_files(folder)
+    entries = [entry for path in paths for entry in weights.read_entries(path)]
+    sizes: dict[str, int] = {}
+    for entry in entries:
+        if entry.dtype in weights.NAMES:
+            sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.stop - entry.start
+    if not sizes:
+        raise VictorError(f"{plan.source.name}: its weights hold no numbers", fix=weights.AGAIN)
+    wanted = FORMATS.get(settings.dtype)
+    cast = None if set(sizes) == {wanted} else wanted
+    files = Files(paths, max(sizes, key=sizes.get), cast)
+    if files.cast and settings.link:
+        raise VictorError(
+            f"--link --dtype {settings.dtype}: a link cannot have another number format",
+            fix="leave one of the two out",
+        )
+    check_space(run.out, 0 if settings.link else 2 * files.size if files.cast else files.size)
+    return files

@@ -1,0 +1,204 @@
+"""The convert stage: turn a LLaVA into a Victor model, its weights untouched."""
+
+import json
+import resource
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from victorctl import parity, weights
+from victorctl.checkpoint import (
+    copy_files,
+    copy_small_files,
+    fixes_of_shipped_file,
+    has_processor,
+    load,
+)
+from victorctl.conversion import Files, Plan, check_files, make_plan
+from victorctl.errors import VictorError
+from victorctl.folders import check_output, writing
+from victorctl.lineage import add_stage, hash_of
+from victorctl.modeling_victor import PREFIX, WEIGHTS, write_config, write_indexes
+from victorctl.recipe import Recipe, Run
+from victorctl.registers import draw_registers
+from victorctl.runtime import progress, resolve, set_threads
+from victorctl.sources import open_source
+
+PICTURES = 16  # that the registers' distribution is measured on
+MEGABYTE = 10**6
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the source model said: a probe with its logits, and visual tokens of pictures."""
+
+    inputs: dict[str, Tensor]
+    logits: Tensor
+    visual: list[np.ndarray]
+
+
+def convert(source: str, *, recipe: Recipe, run: Run) -> dict[str, Any]:
+    """Write a folder that is the source and a Victor model at once.
+
+    Args:
+        source: A folder in the layout of transformers, or a Hub id.
+        recipe: Sections `victor` and `convert`, and the seed.
+        run: Where and on what; `out` is needed.
+
+    Returns:
+        The keys of `convert --json`.
+
+    Raises:
+        VictorError: If the source or a setting does not fit; nothing is left behind.
+        CheckFailed: If the new folder does not compute what the source does.
+    """
+    started = time.perf_counter()
+    set_threads(run.threads)
+    if run.out is None:
+        raise VictorError("convert needs a folder to write", fix="add --out FOLDER")
+    check_output(run.out, overwrite=run.overwrite)
+    plan = make_plan(open_source(source, revision=recipe.convert.revision), recipe)
+    if plan.source.folder.resolve().is_relative_to(run.out.resolve()):
+        raise VictorError(f"--out {run.out} holds the source itself", fix="choose another --out")
+    proof = {"hashes_equal": None, "max_logit_difference": None}
+    cast = None
+    if plan.source.commit is None or not run.dry_run:
+        files = check_files(plan, run)
+        cast = files.cast
+        if not run.dry_run:
+            proof = _make(plan, files, run)
+    return {
+        "out": str(run.out),
+        "family": plan.family.model_type,
+        "backbone": plan.backbone,
+        "layers": plan.layers,
+        "drop_layer": plan.recipe.victor.drop_layer,
+        "registers": plan.recipe.victor.registers,
+        "positions": plan.recipe.victor.positions,
+        "init": plan.recipe.victor.init,
+        "visual_tokens": plan.visual_tokens,
+        "base_intact": cast is None,
+        "parity": proof,
+        "seconds": time.perf_counter() - started,
+        "peak_memory_bytes": _peak_memory(),
+        "warnings": plan.warnings,
+    }
+
+
+def _peak_memory() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _make(plan: Plan, files: Files, run: Run) -> dict[str, Any]:
+    """Ask the source, write the folder, and prove it; it appears only if all of that holds."""
+    recipe = plan.recipe
+    verify = recipe.convert.verify
+    needs_model = verify == "full" or recipe.victor.init == "visual"
+    evidence = _ask(plan, files, run) if needs_model else None
+    with writing(run.out, overwrite=run.overwrite) as folder:
+        known = _copy(plan, files, folder, run)
+        dtype = getattr(torch, weights.NAMES[files.cast or files.dtype])
+        registers = draw_registers(plan, files, evidence.visual if evidence else []).to(dtype)
+        save_file({f"{PREFIX}registers.weight": registers}, folder / WEIGHTS, {"format": "pt"})
+        write_indexes(folder)
+        write_config(folder, plan.settings, plan.family.native, plan.family.ours)
+        proof = {"hashes_equal": None, "max_logit_difference": None}
+        if verify != "none":
+            proof["hashes_equal"] = not files.cast and parity.check_hashes(
+                known, {name: weights.sha256(folder / name) for name in known}
+            )
+        if verify == "full":
+            proof["max_logit_difference"] = _compare(plan, folder, evidence, run)
+        source = {"name": plan.source.name, "commit": plan.source.commit}
+        add_stage(
+            folder,
+            command="convert",
+            settings=recipe.model_dump(include={"victor", "convert"}),
+            parent_sha256=hash_of(known),
+            seed=recipe.seed,
+            base_intact=files.cast is None,
+            known=None if files.cast else known,
+            details={"source": source, "source_files": known, "parity": proof},
+        )
+    return proof
+
+
+def _ask(plan: Plan, files: Files, run: Run) -> Evidence:
+    """Run the source model once: its slices, a probe, and the visual tokens of pictures."""
+    folder, (device, _) = plan.source.folder, resolve(run)
+    dtype = getattr(torch, weights.NAMES[files.cast]) if files.cast else "auto"
+    with parity.native_model(
+        folder, plan.family, dtype=dtype, device=device, attn=run.attn
+    ) as model:
+        parity.check_slices(model.model.language_model, plan.recipe.victor.drop_layer)
+        known = has_processor(folder)
+        pixels = parity.pictures(folder, 1) if known else parity.noise(model)
+        inputs = parity.probe(model, pixels)
+        visual = []
+        if plan.recipe.victor.init == "visual":
+            tokens = parity.visual_tokens(model, parity.pictures(folder, PICTURES))
+            visual = [each.float().cpu().numpy() for each in tokens]
+        return Evidence(inputs, parity.logits(model, inputs), visual)
+
+
+def _copy(plan: Plan, files: Files, folder: Path, run: Run) -> dict[str, str]:
+    """Copy or cast the source, and return the SHA-256 of the source's files by name."""
+    total = files.size // MEGABYTE
+    with progress("convert, MB", total, quiet=run.quiet) as bar:
+        read = 0
+
+        def advance(count: int) -> None:
+            nonlocal read
+            before, read = read // MEGABYTE, read + count
+            bar.advance(read // MEGABYTE - before)
+
+        if files.cast is None:
+            link = plan.recipe.convert.link
+            return copy_files(plan.source.folder, folder, link=link, advance=advance)
+        copy_small_files(plan.source.folder, folder)
+        _write_dtype(folder, weights.NAMES[files.cast])
+        return {
+            path.name: weights.cast_file(
+                path, folder / path.name, dtype=files.cast, advance=advance
+            )
+            for path in files.paths
+        }
+
+
+def _write_dtype(folder: Path, dtype: str) -> None:
+    """Make `config.json` name the number format that the weights now have."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    for part in (config, config["text_config"], config["vision_config"]):
+        if part is config or {"dtype", "torch_dtype"} & set(part):
+            part.pop("torch_dtype", None)
+            part["dtype"] = dtype
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _compare(plan: Plan, folder: Path, evidence: Evidence, run: Run) -> float:
+    """Load the new folder both ways and compare what each says with what the source said."""
+    device, _ = resolve(run)
+    with parity.native_model(
+        folder, plan.family, dtype="auto", device=device, attn=run.attn
+    ) as model:
+        plain = parity.check_equal(
+            evidence.logits, parity.logits(model, evidence.inputs), "the folder's base model"
+        )
+        del model
+    victor = load(folder, replace(run, dtype="auto"))
+    with torch.inference_mode(), fixes_of_shipped_file():
+        with victor.registers_off():
+            off = parity.logits(victor, evidence.inputs)
+        parity.logits(victor, evidence.inputs)  # it runs with its registers, too
+    return max(
+        plain, parity.check_equal(evidence.logits, off, "the Victor model without registers")
+    )

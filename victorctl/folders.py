@@ -1,0 +1,103 @@
+"""Write a folder whole or not at all."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from victorctl.errors import VictorError
+from victorctl.sources import LINEAGE, read_json
+
+SPARE = 64 << 20  # bytes that must stay free beside what is written
+
+
+@contextmanager
+def writing(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield a new folder beside `out` that becomes `out` at the end, or vanishes on any failure.
+
+    Raises:
+        VictorError: If `out` may not be written, or the disk is full.
+    """
+    check_output(out, overwrite=overwrite)
+    out = out.expanduser().resolve()
+    parents = [parent for parent in out.parents if not parent.exists()]  # the innermost first
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        check_output(out, overwrite=overwrite)
+        _put_in_place(partial, out)
+    except OSError as error:
+        raise _explained(error, out) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        for parent in parents:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+
+
+def _put_in_place(partial: Path, out: Path) -> None:
+    """Rename, and remove what stood there only after the new folder stands."""
+    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    if out.exists():
+        out.rename(old)
+    try:
+        partial.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _explained(error: OSError, out: Path) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return VictorError(
+            f"{out}: the disk is full", fix="free some space, or choose another --out"
+        )
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and error.filename is not None:
+        return VictorError(
+            f"{error.filename}: {error.strerror}", fix="choose an --out where you may write"
+        )
+    return error
+
+
+def check_output(out: Path, *, overwrite: bool) -> None:
+    """Refuse an output folder that would be lost.
+
+    Raises:
+        VictorError: If it is a file, or is not empty and either may not be overwritten or is not a
+            folder that this package wrote.
+    """
+    if out.is_file():
+        raise VictorError(f"{out}: a file stands there", fix="choose another --out")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise VictorError(f"{out}: exists already", fix="add --overwrite, or choose another --out")
+    if not (out / LINEAGE).is_file() and "victor" not in (read_json(out / "config.json") or {}):
+        raise VictorError(
+            f"{out}: not written by victorctl, so --overwrite does not touch it",
+            fix="choose another --out, or remove the folder yourself",
+        )
+
+
+def check_space(out: Path, needed: int) -> None:
+    """Refuse to start what the disk cannot hold.
+
+    Args:
+        out: Folder to be written.
+        needed: Bytes to be written.
+
+    Raises:
+        VictorError: If less is free.
+    """
+    place = next(parent for parent in out.expanduser().resolve().parents if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed + SPARE:
+        raise VictorError(
+            f"{out}: needs {(needed + SPARE) / 1e9:.2f} GB, and its disk has {free / 1e9:.2f} GB",
+            fix="free some space, choose an --out on another disk, or use --link",
+        )

@@ -1,0 +1,170 @@
+"""Proof that a conversion changes nothing, and what the source model says about its own states."""
+
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from victorctl.checkpoint import load_processor, quiet_loading
+from victorctl.data.scenes import scene
+from victorctl.errors import CheckFailed, VictorError
+from victorctl.families import Family
+from victorctl.modeling_victor import VictorText, text_class
+
+WORDS = 24  # text tokens of the probe
+BEFORE = 4  # of them before the picture
+
+
+@contextmanager
+def native_model(
+    folder: Path, family: Family, *, dtype: torch.dtype | str, device: torch.device, attn: str
+) -> Iterator[nn.Module]:
+    """Load a folder as the unconverted model, with transformers' own class; it is freed at the end.
+
+    Raises:
+        VictorError: If a tensor is missing or has no place in the model.
+    """
+    with quiet_loading():
+        model, report = getattr(transformers, family.native).from_pretrained(
+            folder, dtype=dtype, attn_implementation=attn, output_loading_info=True
+        )
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(map(str, report[kind])):
+            raise VictorError(
+                f"{folder}: {len(names)} {kind.split('_')[0]} tensors, such as {names[0]}",
+                fix="use a copy whose weights and config.json belong together",
+            )
+    try:
+        with torch.inference_mode():
+            yield model.to(device).eval()
+    finally:
+        del model
+        gc.collect()
+
+
+def check_slices(text: nn.Module, drop_layer: int) -> None:
+    """Check that the text model run in two slices is the text model, on random embeddings.
+
+    Args:
+        text: Text model of the native class.
+        drop_layer: Where it is cut.
+
+    Raises:
+        VictorError: If it is not, with the model's name.
+    """
+    sizes = (1, WORDS, text.config.hidden_size)
+    hidden = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
+    weight = text.get_input_embeddings().weight
+    hidden = (hidden * weight.float().std().item()).to(weight.device, weight.dtype)
+    if isinstance(getattr(text, "layers", None), nn.ModuleList) and hasattr(text, "norm"):
+        whole, cut = _run_whole_and_cut(text, hidden, drop_layer)
+        allowed = 64 * torch.finfo(whole.dtype).eps * whole.abs().max()
+        if not (whole - cut).abs().max() > allowed:  # NaN passes: the weights' own check names it
+            return
+    raise VictorError(
+        f"the text model {type(text).__name__} cannot be run in slices, so nothing can be dropped "
+        "between its layers",
+        fix="use a model with another text model, such as Llama, Mistral, Qwen2, Qwen3 or Gemma",
+    )
+
+
+def _run_whole_and_cut(text: nn.Module, hidden: Tensor, drop_layer: int) -> tuple[Tensor, Tensor]:
+    native, count = type(text), len(text.layers)
+    common = {
+        "attention_mask": torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device),
+        "position_ids": torch.arange(hidden.shape[1], device=hidden.device)[None],
+        "use_cache": False,
+    }
+    text.__class__ = text_class(native)
+    try:
+        views = [
+            VictorText.layer_slice(text, *ends) for ends in ((0, drop_layer), (drop_layer, count))
+        ]
+    finally:
+        text.__class__ = native
+    whole = cut = hidden
+    whole = text(inputs_embeds=whole, **common).last_hidden_state
+    for view in views:
+        cut = native.forward(view, inputs_embeds=cut, **common).last_hidden_state
+    return whole, cut
+
+
+def pictures(folder: Path, count: int) -> dict[str, Tensor]:
+    """Draw the demo's scenes and process them as the folder's own processor does."""
+    drawn = [scene(seed, "train").picture() for seed in range(count)]
+    return dict(load_processor(folder).image_processor(images=drawn, return_tensors="pt"))
+
+
+def noise(model: nn.Module) -> dict[str, Tensor]:
+    """Make a picture for a model that comes without a processor."""
+    vision = model.config.vision_config
+    sizes = (1, getattr(vision, "num_channels", 3), vision.image_size, vision.image_size)
+    return {"pixel_values": torch.randn(sizes, generator=torch.Generator().manual_seed(0))}
+
+
+def to_model(inputs: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Move inputs to a model's device, and floating-point ones to its dtype."""
+    return {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+        for name, value in inputs.items()
+    }
+
+
+def visual_tokens(model: nn.Module, pixels: Mapping[str, Tensor]) -> list[Tensor]:
+    """Run vision tower and projector: visual tokens [count, width] of every picture."""
+    return list(model.get_image_features(**to_model(pixels, model)).pooler_output)
+
+
+def probe(model: nn.Module, pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Make a prompt: random words of the vocabulary around one picture.
+
+    Args:
+        model: Native model.
+        pixels: One processed picture.
+    """
+    image = model.config.image_token_id
+    vocabulary = model.config.get_text_config().vocab_size
+    words = torch.randint(vocabulary, (WORDS,), generator=torch.Generator().manual_seed(0))
+    words[words == image] = (image + 1) % vocabulary
+    visual = torch.full((len(visual_tokens(model, pixels)[0]),), image)
+    ids = torch.cat([words[:BEFORE], visual, words[BEFORE:]])[None]  # [1, words + visual tokens]
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
+
+
+def logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Answer a probe [1, tokens, vocabulary]."""
+    return model(**to_model(inputs, model)).logits.float().cpu()
+
+
+def check_equal(expected: Tensor, found: Tensor, what: str) -> float:
+    """Compare logits bit for bit.
+
+    Returns:
+        The largest difference, which is zero.
+
+    Raises:
+        CheckFailed: If they differ.
+    """
+    if torch.allclose(expected, found, rtol=0, atol=0, equal_nan=True):
+        return 0.0
+    raise CheckFailed(
+        f"the logits of {what} differ from the source's by {(expected - found).abs().max():g}",
+        fix="report this with the model's name; --verify hash leaves the comparison out",
+    )
+
+
+def check_hashes(source: Mapping[str, str], copy: Mapping[str, str]) -> bool:
+    """Compare the hashes of files with those of their copies.
+
+    Raises:
+        CheckFailed: If they differ.
+    """
+    for name, value in source.items():
+        if copy[name] != value:
+            problem = f"{name}: what was written is not what was read"
+            raise CheckFailed(problem, fix="check the disk, and convert again")
+    return True

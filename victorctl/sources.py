@@ -1,0 +1,140 @@
+"""Where a model comes from: a folder, or a Hub id whose files are fetched into the Hub's cache."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from victorctl.errors import VictorError
+from victorctl.weights import AGAIN
+
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+WEIGHTS = "model.safetensors"
+LINEAGE = "victor.json"
+INDEX = "model.safetensors.index.json"
+SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "LICENSE*",
+    "NOTICE*",
+)
+"""What is copied beside the weights: never code, pickles or the state of an optimiser."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model's files on this machine; of a Hub id at first only the small ones."""
+
+    folder: Path
+    name: str
+    """Hub id, or the folder's own name: what may be recorded."""
+    commit: str | None
+    """Of a Hub id."""
+
+
+def open_source(source: str, *, revision: str | None = None) -> Source:
+    """Find a folder, or fetch the small files of a Hub id.
+
+    Raises:
+        VictorError: If there is no such folder, or the Hub does not give it.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise VictorError(
+                f"--revision {revision}: {source} is a folder, which has no revisions",
+                fix="leave --revision out, or give a Hub id",
+            )
+        return Source(folder, folder.resolve().name, None)
+    if folder.exists():
+        raise VictorError(f"{source}: a file, not a model folder", fix=f"use {folder.parent}")
+    if not HUB_ID.fullmatch(source) or Path(source).parent.is_dir():
+        raise VictorError(
+            f"{source}: no such folder",
+            fix="check the path, or give a Hub id such as llava-hf/llava-1.5-7b-hf",
+        )
+    return _fetch(source, revision, (*SMALL_FILES, INDEX))
+
+
+def fetch_weights(source: Source, files: Sequence[str]) -> None:
+    """Fetch weight files of a Hub id; a folder has its files."""
+    if source.commit is not None:
+        _fetch(source.name, source.commit, files)
+
+
+def _fetch(name: str, revision: str | None, files: Sequence[str]) -> Source:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        folder = Path(
+            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(files))
+        )
+    except errors.GatedRepoError as error:
+        raise VictorError(
+            f"{name}: the Hub gives this model only to those who accepted its terms",
+            fix=f"accept them at https://huggingface.co/{name}, then: hf auth login",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise VictorError(
+            f"{name}: no such folder, and no such model on the Hub (or a private one)",
+            fix="check the name; for a private model: hf auth login",
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise VictorError(
+            f"{name}: no revision {revision} on the Hub",
+            fix=f"leave --revision out, or choose one at https://huggingface.co/{name}/commits",
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.HTTPError) as error:
+        raise _unreachable(name, error) from error
+    return Source(folder, name, folder.name if COMMIT.fullmatch(folder.name) else revision)
+
+
+def _unreachable(name: str, error: Exception) -> VictorError:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return VictorError(
+            f"{name}: no such folder, not in the cache, and HF_HUB_OFFLINE keeps the Hub away",
+            fix="unset HF_HUB_OFFLINE, or give a folder",
+        )
+    reason = type(error.__cause__ or error).__name__
+    return VictorError(
+        f"{name}: no such folder, and the Hub does not answer ({reason})",
+        fix="check the network and the proxy, or give a folder",
+    )
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """Read a JSON object; None where there is no such file.
+
+    Raises:
+        VictorError: If the file holds something else.
+    """
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise VictorError(f"{file}: not JSON ({error})", fix=AGAIN) from error
+    if not isinstance(content, dict):
+        raise VictorError(f"{file}: not a JSON object", fix=AGAIN)
+    return content

@@ -1,0 +1,221 @@
+"""Safetensors files, checked, hashed, copied and cast in a stream: never mapped, never unpickled.
+
+A mapped file counts as the process's memory; a stream needs a megabyte, whatever the file's size.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from victorctl.errors import VictorError
+
+LONGEST_HEADER = 100_000_000  # bytes, by the format's definition
+CHUNK = 1 << 20  # bytes; a multiple of every number's size
+NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+INFINITY = {  # unsigned type of the same size, and the bits of infinity; NaN's are higher
+    "F64": (np.uint64, 0x7FF0000000000000),
+    "F32": (np.uint32, 0x7F800000),
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+}
+AGAIN = "download this file again, or use another copy of the model"
+
+Advance = Callable[[int], None]
+"""Is told of every so many bytes that were read."""
+
+
+class Entry(NamedTuple):
+    """One tensor of a file; `start` and `stop` count bytes from the start of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def read_entries(file: Path) -> list[Entry]:
+    """List the tensors of a file in the order of their bytes, and check that the file is whole.
+
+    Raises:
+        VictorError: If the file is missing, not in this format, or shorter or longer than its
+            header says.
+    """
+    header, first = _read_header(file)
+    entries = sorted(
+        (
+            Entry(name, of["dtype"], tuple(of["shape"]), *(first + at for at in of["data_offsets"]))
+            for name, of in header.items()
+        ),
+        key=lambda entry: (entry.start, entry.stop),
+    )
+    starts = [first, *(entry.stop for entry in entries)]
+    if any(entry.start != start for entry, start in zip(entries, starts, strict=False)):
+        raise VictorError(f"{file}: its header leaves gaps between tensors", fix=AGAIN)
+    size = file.stat().st_size
+    if size != starts[-1]:
+        word = "truncated" if size < starts[-1] else "too long"
+        problem = f"{file}: {word}: {size:,} bytes, and its header promises {starts[-1]:,}"
+        raise VictorError(problem, fix=AGAIN)
+    return entries
+
+
+def _read_header(file: Path) -> tuple[dict[str, Any], int]:
+    """Read the header and where the numbers start."""
+    if not file.is_file():
+        raise VictorError(f"{file}: no such file", fix=AGAIN)
+    with file.open("rb") as stream:
+        length = stream.read(8)
+        first = 8 + int.from_bytes(length, "little")
+        if length == b"version ":
+            raise VictorError(f"{file}: a Git LFS pointer, not the weights", fix="git lfs pull")
+        if len(length) < 8 or file.stat().st_size < first < LONGEST_HEADER:
+            raise VictorError(f"{file}: truncated within its header", fix=AGAIN)
+        try:
+            header = json.loads(stream.read(first - 8) if first < LONGEST_HEADER else b"")
+            header.pop("__metadata__", None)
+        except (ValueError, AttributeError) as error:
+            raise VictorError(f"{file}: not a safetensors file", fix=AGAIN) from error
+    return header, first
+
+
+def sha256(file: Path) -> str:
+    """Hash a file of any kind."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def copy_file(source: Path, target: Path, *, link: bool, advance: Advance) -> str:
+    """Copy a file byte for byte, check every number on the way, and return its SHA-256.
+
+    Args:
+        source: A safetensors file.
+        target: Must not exist.
+        link: Make a hard link where the file system can; the file is read and checked all the same.
+        advance: Is told of what was read.
+
+    Raises:
+        VictorError: If the file is not whole, or holds NaN or infinity.
+    """
+    digest = hashlib.sha256()
+    linked = link and _hard_link(source, target)
+    with nullcontext() if linked else target.open("wb") as out:
+        for entry, data in _chunks(source):
+            if entry is not None:
+                check_finite(data, entry, source)
+            digest.update(data)
+            if out is not None:
+                out.write(data)
+            advance(len(data))
+    return digest.hexdigest()
+
+
+def cast_file(source: Path, target: Path, *, dtype: str, advance: Advance) -> str:
+    """Copy a file with its floating-point tensors cast, and return the SHA-256 of the source.
+
+    Args:
+        source: A safetensors file.
+        target: Must not exist.
+        dtype: F64, F32, F16 or BF16.
+        advance: Is told of what was read.
+
+    Raises:
+        VictorError: If the file is not whole, holds NaN or infinity, or a number is too large.
+    """
+    digest = hashlib.sha256()
+    size = INFINITY[dtype][0]().itemsize
+    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    for entry in read_entries(source):
+        length = entry.stop - entry.start
+        if entry.dtype in INFINITY:
+            length = length // INFINITY[entry.dtype][0]().itemsize * size
+        header[entry.name] = {
+            "dtype": dtype if entry.dtype in INFINITY else entry.dtype,
+            "shape": entry.shape,
+            "data_offsets": [offset, offset := offset + length],
+        }
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with target.open("wb") as out:
+        out.write(len(encoded).to_bytes(8, "little") + encoded)
+        for entry, data in _chunks(source):
+            digest.update(data)
+            if entry is not None:
+                check_finite(data, entry, source)
+                cast = _cast(data, entry.dtype, dtype)
+                check_finite(cast, entry._replace(dtype=dtype), source, "once it is")
+                out.write(cast)
+            advance(len(data))
+    return digest.hexdigest()
+
+
+def _cast(data: bytes, old: str, new: str) -> bytes:
+    import torch
+
+    if old not in NAMES or old == new:
+        return data
+    numbers = torch.frombuffer(bytearray(data), dtype=getattr(torch, NAMES[old]))
+    return numbers.to(getattr(torch, NAMES[new])).view(torch.uint8).numpy().tobytes()
+
+
+def read_rows(file: Path, entry: Entry) -> Iterator[np.ndarray]:
+    """Read a floating-point matrix a few rows at a time, each as float32 [rows, columns]."""
+    columns = entry.shape[1]
+    row = (entry.stop - entry.start) // entry.shape[0]
+    with file.open("rb") as stream:
+        stream.seek(entry.start)
+        rest = entry.stop - entry.start
+        while rest:
+            data = stream.read(min(rest, max(1, CHUNK // row) * row))
+            rest -= len(data)
+            yield _numbers(data, entry.dtype).reshape(-1, columns)
+
+
+def _numbers(data: bytes, dtype: str) -> np.ndarray:
+    if dtype == "BF16":  # the upper half of a float32
+        return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(data, np.dtype(NAMES[dtype])).astype(np.float32)
+
+
+def _chunks(file: Path) -> Iterator[tuple[Entry | None, bytes]]:
+    """Read a whole file: its header as one piece, then every tensor in pieces of whole numbers."""
+    entries = read_entries(file)
+    with file.open("rb") as stream:
+        yield None, stream.read(entries[0].start if entries else file.stat().st_size)
+        for entry in entries:
+            for start in range(entry.start, entry.stop, CHUNK):
+                yield entry, stream.read(min(CHUNK, entry.stop - start))
+
+
+def check_finite(data: bytes, entry: Entry, file: Path, when: str = "") -> None:
+    """Refuse NaN and infinity among the numbers of a tensor.
+
+    Args:
+        data: A piece of the tensor.
+        entry: The tensor; integers and 8-bit floats pass.
+        file: Where it stands, for the error.
+        when: Says that the numbers were cast, for the error.
+    """
+    if entry.dtype not in INFINITY or not data:
+        return
+    unsigned, infinity = INFINITY[entry.dtype]
+    magnitude = np.frombuffer(data, unsigned) & unsigned(np.iinfo(unsigned).max >> 1)
+    if magnitude.max() < infinity:
+        return
+    if when:
+        problem = f"{file}: tensor {entry.name} does not fit into {NAMES[entry.dtype]}"
+        raise VictorError(problem, fix="use --dtype bf16, or --dtype auto for the source's own")
+    raise VictorError(f"{file}: tensor {entry.name} holds NaN or infinity", fix=AGAIN)
+
+
+def _hard_link(source: Path, target: Path) -> bool:
+    try:
+        target.hardlink_to(source.resolve())
+    except OSError:  # another device, or a file system without hard links
+        return False
+    return True
