@@ -21,6 +21,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 from transformers.utils import is_flash_attn_2_available
 
 from victorctl import __version__
@@ -82,6 +83,12 @@ def say(text: str, *, quiet: bool) -> None:
     if not quiet:
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
+
+
+def say(text: str, *, quiet: bool) -> None:
+    """Tell a person on stderr what happens next."""
+    if not quiet:
+        Console(stderr=True).print(Text(text, "bold"), soft_wrap=True)
 
 
 class Counter:
