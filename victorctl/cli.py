@@ -40,7 +40,10 @@ def held_out(settings: Recipe) -> str:
 Model = Annotated[Path, typer.Argument(help="Folder of a converted model.")]
 Source = Annotated[str, typer.Argument(help="Folder or Hub id of a model.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
-OutOrDefault = Annotated[Path | None, typer.Option("--out", help="Folder to write.")]
+Report = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder of the report; eval/ in the model if not given."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, write nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -63,7 +66,7 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads; torch's choice i
 
 @app.command()
 def demo(
-    out: OutOrDefault = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
     steps: Annotated[int | None, setting("train.steps", "--steps")] = None,
     device: Device = Run.device,
     dtype: Dtype = Run.dtype,
@@ -194,7 +197,7 @@ def evaluate(
     seed: Seed = None,
     recipe: RecipeFile = None,
     changes: Changes = None,
-    out: OutOrDefault = None,
+    out: Report = None,
     device: Device = Run.device,
     dtype: Dtype = Run.dtype,
     attn: Attn = Run.attn,
