@@ -431,19 +431,24 @@ class VictorCache(DynamicCache):
         """Remove the last tokens; `tokens_to_remove` is negative, as everywhere in transformers.
 
         Raises:
-            ValueError: If an image would be cut.
+            ValueError: If an image would be cut, or padding in the place of some row's last tokens.
         """
-        super().crop(tokens_to_remove)
-        if tokens_to_remove == 0 or not self.valid:
-            return
-        if self.seen + tokens_to_remove < self.floor:
+        cuts = bool(self.valid) and tokens_to_remove < 0
+        if cuts and self.seen + tokens_to_remove < self.floor:
             raise ValueError(
                 f"crop({tokens_to_remove}) reaches into an image, which ends at token {self.floor} of {self.seen}."
                 "\n  fix: crop text only, or start again from an empty cache"
             )
-        self.next_position = self.next_position - self.valid[0][:, tokens_to_remove:].sum(dim=1)
-        self.valid = [valid[:, :tokens_to_remove] for valid in self.valid]
-        self.seen += tokens_to_remove
+        if cuts and not torch.equal(*(valid[:, tokens_to_remove:] for valid in self.valid)):
+            raise ValueError(
+                f"crop({tokens_to_remove}) meets padding, which the late layers do not hold."
+                "\n  fix: pad on the left"
+            )
+        super().crop(tokens_to_remove)
+        if cuts:
+            self.next_position = self.next_position - self.valid[0][:, tokens_to_remove:].sum(dim=1)
+            self.valid = [valid[:, :tokens_to_remove] for valid in self.valid]
+            self.seen += tokens_to_remove
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder rows for beam search."""
