@@ -60,6 +60,11 @@ class Files:
         return sum(path.stat().st_size for path in self.paths)
 
 
+def default_drop_layer(layers: int) -> int:
+    """Choose k: 3 of every 32 layers see the visual tokens, and at least 2."""
+    return max(2, round(3 * layers / 32))
+
+
 def make_plan(source: Source, recipe: Recipe) -> Plan:
     """Resolve every setting for this source, from its small files alone.
 
@@ -86,7 +91,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
             victor = victor.model_copy(update={"init": "embeddings"})
     if recipe.convert.verify != "full" and text.model_type not in SLICEABLE:
         notes.append(f"nobody tried to run {text.model_type} in slices: --verify full would")
-    drop = victor.drop_layer or max(2, round(3 * shape.layers / 32))
+    drop = victor.drop_layer or default_drop_layer(shape.layers)
     victor = victor.model_copy(update={"drop_layer": drop})
     plan = Plan(
         source=source,

@@ -5,6 +5,7 @@ A mapped file counts as the process's memory; a stream needs a megabyte, whateve
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -37,6 +38,11 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
     start: int
     stop: int
+
+    @property
+    def count(self) -> int:
+        """Numbers in the tensor."""
+        return math.prod(self.shape)
 
 
 def read_entries(file: Path) -> list[Entry]:

@@ -1,0 +1,119 @@
+"""The inspect stage: what a model is, and what Victor makes of it, without loading its weights."""
+
+from collections import Counter
+from typing import Any
+
+from transformers import AutoConfig
+
+from victorctl import cost, weights
+from victorctl.checkpoint import read_config, shipped_code_intact, weight_files
+from victorctl.conversion import default_drop_layer
+from victorctl.families import family_of
+from victorctl.lineage import read_lineage
+from victorctl.recipe import VictorSection
+from victorctl.sources import Source, open_source
+
+TEXT = 64  # tokens of the prompt beside the picture, in the estimate
+VICTOR = "victor.safetensors"
+
+
+def inspect(source: str) -> dict[str, Any]:
+    """Describe a model from its configuration and the headers of its weights.
+
+    Args:
+        source: A folder or a Hub id, whose small files alone are fetched.
+
+    Returns:
+        The keys of `inspect --json`.
+
+    Raises:
+        VictorError: If there is no such model, it is of no family that can be converted, or a file
+            is not whole.
+    """
+    place = open_source(source)
+    raw = read_config(place.folder)
+    family = family_of(raw, place.name)
+    config = AutoConfig.from_pretrained(place.folder, trust_remote_code=False)
+    shape, settings = cost.shape_of(config), raw.get("victor")
+    numbers = _count_numbers(place)
+    return {
+        "source": place.name,
+        "family": family.model_type,
+        "layout": "hf" if settings is None else "victor",
+        "backbone": config.get_text_config().model_type,
+        "layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "parameters": sum(numbers.values()) or None,
+        "dtype": numbers.most_common(1)[0][0] if numbers else _name(config.dtype),
+        "visual_tokens": shape.projected or None,
+        "victor": None if settings is None else _describe(place, settings),
+        "estimate": _estimate(shape, settings),
+    }
+
+
+def _name(dtype: object) -> str | None:
+    return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def _count_numbers(source: Source) -> Counter[str]:
+    """Count the base's parameters by number format, from the headers of its files."""
+    if source.commit is not None:
+        return _count_on_hub(source)
+    numbers: Counter[str] = Counter()
+    for file in weight_files(source.folder):
+        for entry in weights.read_entries(file):
+            numbers[weights.NAMES.get(entry.dtype, entry.dtype)] += entry.count
+    return numbers
+
+
+def _count_on_hub(source: Source) -> Counter[str]:
+    """Ask the Hub for the headers; nothing where it does not answer, or there are none."""
+    from huggingface_hub import HfApi, errors
+
+    try:
+        found = HfApi().get_safetensors_metadata(source.name, revision=source.commit)
+    except (errors.HTTPError, errors.OfflineModeIsEnabled, errors.NotASafetensorsRepoError):
+        return Counter()
+    return Counter({weights.NAMES.get(kind, kind): n for kind, n in found.parameter_count.items()})
+
+
+def _describe(source: Source, settings: dict[str, Any]) -> dict[str, Any]:
+    """Tell the settings, what they added, and how the folder came about."""
+    file = source.folder / VICTOR
+    added = sum(entry.count for entry in weights.read_entries(file)) if file.is_file() else None
+    stages = read_lineage(source.folder)["stages"]
+    return {
+        **settings,
+        "parameters": added,
+        "base_intact": stages[-1]["base_intact"] if stages else None,
+        "code_current": shipped_code_intact(source.folder) if source.commit is None else None,
+        "lineage": stages,
+    }
+
+
+def _estimate(shape: cost.Shape, settings: dict[str, Any] | None) -> dict[str, float] | None:
+    """Compare the prefill of one picture and a short question with the unconverted model's."""
+    if not shape.projected or shape.layers < 2:
+        return None
+    chosen = settings or {
+        "registers": VictorSection().registers,
+        "drop_layer": default_drop_layer(shape.layers),
+    }
+    k, m = chosen["drop_layer"], chosen["registers"]
+    visual = {"visual": shape.projected, "text": TEXT}
+    ours = cost.tokens_per_layer(shape.layers, k, registers=m, **visual)
+    base = cost.tokens_per_layer(shape.layers, shape.layers, registers=0, **visual)
+    flops = cost.prefill_flops(shape, ours)
+    if adapter := chosen.get("adapter"):
+        adapted = k if adapter["layers"] == "early" else shape.layers
+        flops += cost.adapter_flops(shape, m, rank=adapter["rank"], layers=adapted)
+    return {
+        "registers": m,
+        "drop_layer": k,
+        "text_tokens": TEXT,
+        "mean_visual_tokens": cost.mean_visual_tokens(
+            shape.layers, k, visual=shape.projected, registers=m
+        ),
+        "flops_ratio": flops / cost.prefill_flops(shape, base),
+        "cache_ratio": cost.cache_bytes(shape, ours) / cost.cache_bytes(shape, base),
+    }
