@@ -53,13 +53,12 @@ def read_entries(file: Path) -> list[Entry]:
             header says.
     """
     header, first = _read_header(file)
-    entries = sorted(
-        (
-            Entry(name, of["dtype"], tuple(of["shape"]), *(first + at for at in of["data_offsets"]))
-            for name, of in header.items()
-        ),
-        key=lambda entry: (entry.start, entry.stop),
-    )
+    try:
+        entries = [_entry(name, of, first) for name, of in json.loads(header).items()]
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise VictorError(f"{file}: not a safetensors file", fix=AGAIN) from error
+    entries = [entry for entry in entries if entry is not None]
+    entries.sort(key=lambda entry: (entry.start, entry.stop))
     starts = [first, *(entry.stop for entry in entries)]
     if any(entry.start != start for entry, start in zip(entries, starts, strict=False)):
         raise VictorError(f"{file}: its header leaves gaps between tensors", fix=AGAIN)
@@ -71,7 +70,14 @@ def read_entries(file: Path) -> list[Entry]:
     return entries
 
 
-def _read_header(file: Path) -> tuple[dict[str, Any], int]:
+def _entry(name: str, value: dict[str, Any], first: int) -> Entry | None:
+    if name == "__metadata__":
+        return None
+    start, stop = value["data_offsets"]
+    return Entry(name, value["dtype"], tuple(value["shape"]), first + start, first + stop)
+
+
+def _read_header(file: Path) -> tuple[bytes, int]:
     """Read the header and where the numbers start."""
     if not file.is_file():
         raise VictorError(f"{file}: no such file", fix=AGAIN)
@@ -82,12 +88,7 @@ def _read_header(file: Path) -> tuple[dict[str, Any], int]:
             raise VictorError(f"{file}: a Git LFS pointer, not the weights", fix="git lfs pull")
         if len(length) < 8 or file.stat().st_size < first < LONGEST_HEADER:
             raise VictorError(f"{file}: truncated within its header", fix=AGAIN)
-        try:
-            header = json.loads(stream.read(first - 8) if first < LONGEST_HEADER else b"")
-            header.pop("__metadata__", None)
-        except (ValueError, AttributeError) as error:
-            raise VictorError(f"{file}: not a safetensors file", fix=AGAIN) from error
-    return header, first
+        return stream.read(first - 8) if first < LONGEST_HEADER else b"", first
 
 
 def sha256(file: Path) -> str:
