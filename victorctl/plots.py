@@ -92,7 +92,7 @@ def svg(figure: "Figure") -> str:
     """Render a plot drawn in `OF_PAGE` as SVG that takes its colours from the page around it."""
     page = io.BytesIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(page, format="svg", transparent=True, metadata=nothing)
+    figure.savefig(page, format="svg", metadata=nothing)
     text = page.getvalue().decode()
     text = text[text.index("<svg") :]  # without the XML header, which a page must not repeat
     for stand_in, name in PAGE_NAMES.items():
@@ -108,33 +108,36 @@ def png(figure: "Figure") -> bytes:
 
 
 def loss_curve(steps: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Draw a training run's loss as PNG: each step faintly, its running mean, and its parts.
+    """Write the plot of a training run as PNG; see `losses`."""
+    write_whole(path, png(losses(steps)))
+
+
+def losses(steps: Sequence[Mapping[str, float]]) -> "Figure":
+    """Draw a training run's loss: each step faintly, its running mean, and those of its parts.
 
     Args:
-        steps: One entry per step, at least one, with `step`, `loss`, and `cross_entropy` and
-            `distill` where they were part of the loss.
-        path: PNG to write.
+        steps: One entry per step, at least one, with `step`, `loss`, and its parts
+            `cross_entropy` and `distill`; a part that is 0 throughout is not drawn.
     """
     palette = Palette()
     figure, axes = _blank(palette)
     places = [entry["step"] for entry in steps]
     losses = [entry["loss"] for entry in steps]
     axes.plot(places, losses, color=palette.faint, linewidth=0.8)
-    axes.plot(places, _smooth(losses), color=palette.model, linewidth=2, label="loss")
+    axes.plot(places, smooth(losses), color=palette.model, linewidth=2, label="loss")
     for key, dashes in (("cross_entropy", (4, 2)), ("distill", (1, 1.5))):
-        part = [(entry["step"], entry[key]) for entry in steps if key in entry]
-        if part:
-            along, values = zip(*part, strict=True)
+        values = [entry[key] for entry in steps]
+        if any(values):
             style = {"color": palette.other, "linewidth": 1.3, "dashes": dashes}
-            axes.plot(along, _smooth(values), label=key.replace("_", " "), **style)
+            axes.plot(places, smooth(values), label=key.replace("_", " "), **style)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, labelcolor=palette.ink)
-    write_whole(path, png(figure))
+    return figure
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
+def smooth(values: Sequence[float]) -> list[float]:
     """Average each value with its neighbours on both sides, so that nothing lags behind."""
     reach = len(values) // SMOOTHING
     return [

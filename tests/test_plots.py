@@ -1,0 +1,164 @@
+"""The plots, read back from the figures they were drawn on."""
+
+import io
+import itertools
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from matplotlib.text import Text
+from PIL import Image
+
+from victorctl.plots import (
+    OF_PAGE,
+    PAGE_NAMES,
+    Palette,
+    Point,
+    loss_curve,
+    losses,
+    png,
+    points_of,
+    smooth,
+    svg,
+    tradeoff,
+)
+
+CROWD = [
+    Point("base", 100, 1.0, kind="base"),
+    Point("Victor-8", 33, 0.973, (0.961, 0.984), kind="model"),
+    Point("no-image", 0, 0.332),
+    Point("random", 33, 0.752),
+    Point("last", 33, 0.741),
+    Point("pool", 33, 0.86),
+    Point("downsample", 25, 0.855),
+    Point("fastv", 34, 0.975),
+    Point("sparsevlm", 36, 0.971),
+]
+
+
+def names_of(figure):
+    """Give each name and the pixels it fills, after drawing."""
+    figure.draw_without_rendering()
+    return [(text.get_text(), Text.get_window_extent(text)) for text in figure.axes[0].texts]
+
+
+def test_points_are_what_was_measured():
+    result = {
+        "mean_visual_tokens": {"model": 33.0, "base": 100},
+        "kept": 0.973,
+        "interval": [0.961, 0.984],
+        "baselines": {"last": {"accuracy": 0.7, "kept": 0.741, "mean_visual_tokens": 30}},
+    }
+
+    assert points_of(result, "Victor-8") == [
+        Point("base", 100, 1.0, kind="base"),
+        Point("Victor-8", 33.0, 0.973, (0.961, 0.984), kind="model"),
+        Point("last", 30, 0.741),
+    ]
+
+
+def test_both_axes_of_the_tradeoff_begin_at_zero_and_show_every_point():
+    figure = tradeoff([*CROWD, Point("better", 120, 1.3)], Palette())
+
+    (left, right), (bottom, top) = figure.axes[0].get_xlim(), figure.axes[0].get_ylim()
+    assert (left, bottom) == (0, 0)
+    assert right > 120
+    assert top > 130
+
+
+def test_a_model_without_picture_alone_can_be_drawn():
+    figure = tradeoff([Point("base", 0, 1.0, kind="base")], Palette())
+
+    assert figure.axes[0].get_xlim()[1] > 0
+
+
+def test_the_name_of_a_lone_point_stands_level_with_it_to_the_right():
+    figure = tradeoff([Point("base", 100, 1.0, kind="base"), Point("lone", 50, 0.5)], Palette())
+
+    box = dict(names_of(figure))["lone 50.0%"]
+    x, y = figure.axes[0].transData.transform((50, 50))
+    assert (box.y0 + box.y1) / 2 == pytest.approx(y, abs=1)
+    assert box.x0 == pytest.approx(x + 9 * figure.dpi / 72, abs=1)
+
+
+def test_every_point_has_its_name_and_no_name_covers_anything():
+    figure = tradeoff(CROWD, Palette())
+    names = names_of(figure)
+
+    assert {text.split()[0] for text, _ in names} == {point.name for point in CROWD}
+    assert "Victor-8 97.3%" in dict(names)
+    places = [(point.tokens, 100 * point.kept) for point in CROWD]
+    marks = figure.axes[0].transData.transform(places)
+    for text, box in names:
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, text
+        assert not any(box.padded(3).contains(*mark) for mark in marks), text
+        assert not box.y0 < marks[0][1] < box.y1, f"the line of the base runs through {text}"
+    for (one, first), (other, second) in itertools.combinations(names, 2):
+        assert not first.overlaps(second), f"{one} covers {other}"
+
+
+def test_the_interval_is_a_bar_through_the_models_mark():
+    figure = tradeoff(CROWD, Palette())
+
+    bars = [bar for drawn in figure.axes[0].containers for bar in drawn[2]]
+    [[low, high]] = [bar.get_segments()[0] for bar in bars]
+    assert low.tolist() == pytest.approx([33, 96.1])
+    assert high.tolist() == pytest.approx([33, 98.4])
+
+
+def test_a_plot_of_a_page_takes_its_colours_from_the_page():
+    text = svg(tradeoff(CROWD, OF_PAGE))
+
+    assert text.startswith("<svg")  # a page must not have a second XML header
+    assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+    assert not any(stand_in in text for stand_in in PAGE_NAMES)
+    assert all(name in text for name in PAGE_NAMES.values())
+    assert "<metadata" not in text
+    assert "#ffffff" not in text  # a white paper would shine in the dark
+
+
+def test_a_loss_curve_is_a_readable_picture(tmp_path):
+    steps = [
+        {"step": 1, "loss": 3.0, "cross_entropy": 2.0, "distill": 1.0},
+        {"step": 2, "loss": 2.0, "cross_entropy": 1.0, "distill": 1.0},
+    ]
+
+    loss_curve(steps, tmp_path / "loss.png")
+
+    with Image.open(tmp_path / "loss.png") as picture:
+        assert picture.size == (1160, 780)  # 5.8 x 3.9 inches at 200 dpi
+
+
+@pytest.mark.parametrize(
+    ("distill", "names"),
+    [(1.0, ["loss", "cross entropy", "distill"]), (0.0, ["loss", "cross entropy"])],
+)
+def test_parts_of_the_loss_are_drawn_if_they_were_used(distill, names):
+    steps = [
+        {"step": step, "loss": 2 + distill, "cross_entropy": 2.0, "distill": distill}
+        for step in range(1, 4)
+    ]
+
+    axes = losses(steps).axes[0]
+
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == names
+    assert axes.get_ylim()[0] == 0
+
+
+def test_a_smoothed_value_is_the_mean_of_its_neighbours_on_both_sides():
+    values = [*range(100)]  # a straight line: what lags behind would lie below it
+
+    # A fiftieth of 100 to each side is 2; the ends have neighbours on one side only.
+    assert smooth(values)[50] == 50
+    assert (smooth(values)[0], smooth(values)[99]) == (1, 98)
+    assert smooth([4.0, 2.0]) == [4.0, 2.0]
+
+
+def test_drawing_leaves_matplotlib_as_it_was():
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+
+    picture = Image.open(io.BytesIO(png(tradeoff(CROWD, Palette()))))
+
+    assert picture.size == (1160, 780)
+    assert dict(matplotlib.rcParams) == before
