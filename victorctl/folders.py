@@ -1,7 +1,7 @@
 """Write a folder whole or not at all."""
 
 import errno
-import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,14 +23,16 @@ def writing(out: Path, *, overwrite: bool) -> Iterator[Path]:
     check_output(out, overwrite=overwrite)
     out = out.expanduser().resolve()
     parents = [parent for parent in out.parents if not parent.exists()]  # the innermost first
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial = _beside(out, "partial")
     try:
         partial.mkdir(parents=True)
         yield partial
         check_output(out, overwrite=overwrite)
         _put_in_place(partial, out)
     except OSError as error:
-        raise _explained(error, out) from error
+        if explained := _explain(error, out):
+            raise explained from error
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         for parent in parents:
@@ -38,9 +40,13 @@ def writing(out: Path, *, overwrite: bool) -> Iterator[Path]:
                 parent.rmdir()
 
 
+def _beside(out: Path, kind: str) -> Path:
+    return out.with_name(f".{out.name}.{secrets.token_hex(4)}.{kind}")
+
+
 def _put_in_place(partial: Path, out: Path) -> None:
     """Rename, and remove what stood there only after the new folder stands."""
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    old = _beside(out, "old")
     if out.exists():
         out.rename(old)
     try:
@@ -52,7 +58,7 @@ def _put_in_place(partial: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _explained(error: OSError, out: Path) -> Exception:
+def _explain(error: OSError, out: Path) -> VictorError | None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return VictorError(
             f"{out}: the disk is full", fix="free some space, or choose another --out"
@@ -61,7 +67,7 @@ def _explained(error: OSError, out: Path) -> Exception:
         return VictorError(
             f"{error.filename}: {error.strerror}", fix="choose an --out where you may write"
         )
-    return error
+    return None
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
@@ -73,15 +79,25 @@ def check_output(out: Path, *, overwrite: bool) -> None:
     """
     if out.is_file():
         raise VictorError(f"{out}: a file stands there", fix="choose another --out")
+    above = _nearest(out)
+    if not above.is_dir():
+        problem = f"{above}: a file, so no folder can be made in it"
+        raise VictorError(problem, fix="choose another --out")
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not overwrite:
         raise VictorError(f"{out}: exists already", fix="add --overwrite, or choose another --out")
-    if not (out / LINEAGE).is_file() and "victor" not in (read_json(out / "config.json") or {}):
+    if not _is_ours(out):
         raise VictorError(
             f"{out}: not written by victorctl, so --overwrite does not touch it",
             fix="choose another --out, or remove the folder yourself",
         )
+
+
+def _is_ours(out: Path) -> bool:
+    """Recognise a Victor model, or a report."""
+    victor = "victor" in (read_json(out / "config.json") or {})
+    return victor or any((out / name).is_file() for name in (LINEAGE, "report.json"))
 
 
 def check_space(out: Path, needed: int) -> None:
@@ -94,10 +110,14 @@ def check_space(out: Path, needed: int) -> None:
     Raises:
         VictorError: If less is free.
     """
-    place = next(parent for parent in out.expanduser().resolve().parents if parent.exists())
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(_nearest(out)).free
     if free < needed + SPARE:
         raise VictorError(
             f"{out}: needs {(needed + SPARE) / 1e9:.2f} GB, and its disk has {free / 1e9:.2f} GB",
             fix="free some space, choose an --out on another disk, or use --link",
         )
+
+
+def _nearest(out: Path) -> Path:
+    """Find the nearest thing above a place that exists."""
+    return next(parent for parent in out.expanduser().resolve().parents if parent.exists())

@@ -1,0 +1,163 @@
+import errno
+import os
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from victorctl.errors import VictorError
+from victorctl.folders import SPARE, check_output, check_space, writing
+
+
+def write(out, name="new", *, overwrite=False):
+    with writing(out, overwrite=overwrite) as folder:
+        (folder / name).write_text("x")
+
+
+def fail(out, error, *, overwrite=False):
+    with writing(out, overwrite=overwrite) as folder:
+        (folder / "half").write_text("x")
+        raise error
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_folder_appears_whole_at_the_end(tmp_path):
+    out = tmp_path / "deep" / "down" / "out"
+    with writing(out, overwrite=False) as folder:
+        assert folder.parent == out.parent  # a rename within one file system
+        (folder / "new").write_text("x")
+        assert not out.exists()
+    assert names(out) == ["new"]
+    assert names(out.parent) == ["out"]
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])
+def test_nothing_is_left_behind_by_a_failure_not_even_the_folders_above(tmp_path, failure):
+    with pytest.raises(failure):
+        fail(tmp_path / "deep" / "out", failure())
+    assert names(tmp_path) == []
+
+    write(tmp_path / "deep" / "out")
+    assert names(tmp_path / "deep") == ["out"]
+
+
+def test_folders_above_that_were_there_stay(tmp_path):
+    (tmp_path / "deep").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        fail(tmp_path / "deep" / "out", KeyboardInterrupt())
+    assert names(tmp_path) == ["deep"]
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    (tmp_path / "out").mkdir()
+    write(tmp_path / "out")
+    assert names(tmp_path / "out") == ["new"]
+
+
+def test_an_existing_folder_is_refused_and_kept(tmp_path):
+    write(tmp_path / "out", "victor.json")
+    with pytest.raises(VictorError, match=r"out: exists already\n  fix: add --overwrite, or"):
+        write(tmp_path / "out")
+    assert names(tmp_path / "out") == ["victor.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("victor.json", "{}"),
+        ("config.json", '{"victor": {"registers": 8}}'),
+        ("report.json", "{}"),
+    ],
+)
+def test_a_folder_of_ours_is_replaced_on_demand(tmp_path, name, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text(content)
+    write(tmp_path / "out", overwrite=True)
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["new"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "config.json"])
+def test_a_folder_of_somebody_else_is_never_replaced(tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("{}")
+    with pytest.raises(VictorError, match=r"out: not written by victorctl, so --overwrite does"):
+        write(tmp_path / "out", overwrite=True)
+    assert names(tmp_path / "out") == [name]
+
+
+def test_the_old_folder_stays_when_its_replacement_fails(tmp_path):
+    write(tmp_path / "out", "victor.json")
+    with pytest.raises(KeyboardInterrupt):
+        fail(tmp_path / "out", KeyboardInterrupt(), overwrite=True)
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["victor.json"]
+
+
+def test_what_appears_in_the_meantime_is_not_lost(tmp_path):
+    with (
+        pytest.raises(VictorError, match="exists already"),
+        writing(tmp_path / "out", overwrite=False),
+    ):
+        write(tmp_path / "out", "theirs")
+    assert names(tmp_path / "out") == ["theirs"]
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path):
+    write(tmp_path / "real", "victor.json")
+    (tmp_path / "out").symlink_to("real")
+    write(tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out").is_symlink()
+    assert names(tmp_path / "real") == ["new"]
+
+
+def test_a_file_in_the_place_is_refused(tmp_path):
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(VictorError, match=r"out: a file stands there\n  fix: choose another --out"):
+        check_output(tmp_path / "out", overwrite=True)
+
+
+def test_a_file_above_the_place_is_refused(tmp_path):
+    (tmp_path / "above").write_text("x")
+    with pytest.raises(VictorError, match=r"above: a file, so no folder can be made in it"):
+        check_output(tmp_path / "above" / "out", overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (errno.ENOSPC, r"out: the disk is full\n  fix: free some space, or choose another --out"),
+        (errno.EDQUOT, r"out: the disk is full"),
+        (errno.EACCES, r"/locked: Permission denied\n  fix: choose an --out where you may write"),
+        (errno.EROFS, r"/locked: Read-only file system"),
+    ],
+)
+def test_says_what_the_disk_refuses(tmp_path, number, sentence):
+    with pytest.raises(VictorError, match=sentence):
+        fail(tmp_path / "out", OSError(number, os.strerror(number), "/locked"))
+    assert names(tmp_path) == []
+
+
+def test_other_errors_of_the_system_keep_their_traceback(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing") as caught:
+        fail(tmp_path / "out", FileNotFoundError(errno.ENOENT, "No such file", "missing"))
+    assert caught.value.__cause__ is None
+
+
+def test_a_disk_without_room_is_found_before_anything_is_written(tmp_path, monkeypatch):
+    asked = []
+
+    def usage(place):
+        asked.append(place)
+        return SimpleNamespace(free=SPARE + 1_000_000_000)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    out = tmp_path / "not" / "yet" / "there"
+
+    check_space(out, 1_000_000_000)
+    with pytest.raises(VictorError, match=r"there: needs 1\.17 GB, and its disk has 1\.07 GB\n"):
+        check_space(out, 1_100_000_000)
+    assert asked == [tmp_path, tmp_path]
