@@ -47,6 +47,9 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 TEXT, VISUAL, REGISTER = 0, 1, 2
 """Kinds of token in `Tokens.kind`."""
 
+CAPTURED = ("output_hidden_states", "output_attentions", "output_router_logits")
+"""What a caller or a configuration may ask the layers to hand out."""
+
 VARIANT = "victor"
 WEIGHTS = "victor.safetensors"
 BASE_WEIGHTS = "model.safetensors"
@@ -365,6 +368,14 @@ def scatter(hidden: Tensor, tokens: Tokens, length: int) -> Tensor:
     return out.scatter(1, column[..., None].expand(-1, -1, width), hidden)[:, :length]
 
 
+def choose(states: tuple[Tensor, ...], asked: bool | int | list[int]) -> tuple[Tensor | None, ...]:
+    """Leave those hidden states that `output_hidden_states` asks for by number, or all."""
+    if asked is True:
+        return states
+    numbers = {number % len(states) for number in ([asked] if isinstance(asked, int) else asked)}
+    return tuple(state if place in numbers else None for place, state in enumerate(states))
+
+
 # ---- The cache -----------------------------------------------------------------------------------
 
 
@@ -559,13 +570,14 @@ class VictorText:
 
         Where there is nothing to drop, now or in the cache, this is the native forward.
         """
-        cache = self._cache(past_key_values, use_cache, images) if self.victor.enabled else None
+        cache = self._cache(past_key_values, use_cache, images)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if images is not None or (cache is not None and cache.dropped):
             return self._forward_dropped(
                 inputs_embeds, attention_mask, position_ids, cache, images, **kwargs
             )
+        valid = None if cache is None else valid_tokens(attention_mask, inputs_embeds)
         self.victor.open_gates(0, len(self.layers), None)
         output = super().forward(
             attention_mask=attention_mask,
@@ -576,7 +588,6 @@ class VictorText:
             **kwargs,
         )
         if cache is not None:
-            valid = valid_tokens(attention_mask, inputs_embeds)
             if position_ids is None:
                 position_ids = torch.arange(inputs_embeds.shape[1], device=valid.device) + cache.seen
             cache.record(valid.shape[1], [valid, valid], position_ids.expand_as(valid))
@@ -593,8 +604,11 @@ class VictorText:
     ) -> BaseModelOutputWithPast:
         """Run [0, k), drop, run [k, n), and lay the states back onto the caller's columns."""
         length, last, k = hidden.shape[1], len(self.layers), self.victor.drop_layer
-        if kwargs.get("output_hidden_states") or kwargs.get("output_attentions"):
+        asked = {name: kwargs.get(name, getattr(self.config, name, False)) for name in CAPTURED}
+        if any(asked.values()):
             maybe_install_capturing_hooks(self)
+        if asked["output_hidden_states"]:
+            kwargs["output_hidden_states"] = True  # by number they are chosen below, not slice by slice
         hidden, early = self.arrange(hidden, attention_mask, position_ids, cache, images)
         first = self.run_slice(0, k, hidden, early, cache, **kwargs)
         hidden, late = first.last_hidden_state, early
@@ -610,6 +624,7 @@ class VictorText:
         if first.hidden_states is not None:
             parts = [(first.hidden_states[:-1], early), (second.hidden_states, late)]
             states = tuple(scatter(state, at, length) for part, at in parts for state in part)
+            states = choose(states, asked["output_hidden_states"])
         if first.attentions is not None:
             attentions = first.attentions + second.attentions
         return BaseModelOutputWithPast(
