@@ -738,6 +738,20 @@ def write_config(folder: Path, settings: dict[str, Any], native: str, ours: str)
 # ---- What a caller sees --------------------------------------------------------------------------
 
 
+def settings_in(config: dict[str, Any]) -> dict[str, Any]:
+    """Read the `victor` section of a configuration.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if config.get("victor") is None:
+        raise ValueError(
+            "This configuration has no `victor` section: it is not that of a converted model."
+            "\n  fix: victorctl convert SOURCE --out FOLDER"
+        )
+    return config["victor"]
+
+
 class VictorMixin:
     """A LLaVA class with registers: same processor, same prompts, same `input_ids`, same output shapes.
 
@@ -751,12 +765,7 @@ class VictorMixin:
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        text, settings = self.model.language_model, getattr(config, "victor", None)
-        if settings is None:
-            raise ValueError(
-                "This configuration has no `victor` section: the folder is not a converted model."
-                "\n  fix: victorctl convert SOURCE --out FOLDER"
-            )
+        text, settings = self.model.language_model, settings_in(vars(config))
         if not 1 <= settings["drop_layer"] < len(text.layers):
             raise ValueError(
                 f"drop_layer is {settings['drop_layer']}, and the text model has {len(text.layers)} layers."
@@ -866,8 +875,10 @@ class VictorMixin:
         """Load a folder that `victorctl` or `save_pretrained` wrote; arguments are transformers' own.
 
         Raises:
-            ValueError: If a tensor is missing, unexpected or of another shape.
+            ValueError: If the model is not converted, or a tensor is missing, unexpected or of another shape.
         """
+        if kwargs.get("config") is None:
+            settings_in(cls.config_class.get_config_dict(path, **kwargs)[0])
         kwargs["variant"] = VARIANT
         model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         wrong = {name: keys for name, keys in info.items() if "keys" in name and keys}
