@@ -365,7 +365,8 @@ def scatter(hidden: Tensor, tokens: Tokens, length: int) -> Tensor:
     batch, _, width = hidden.shape
     column = torch.where(tokens.valid & (tokens.origin >= 0), tokens.origin, length)
     out = hidden.new_zeros(batch, length + 1, width)
-    return out.scatter(1, column[..., None].expand(-1, -1, width), hidden)[:, :length]
+    index = column.to(hidden.device)[..., None].expand(-1, -1, width)
+    return out.scatter(1, index, hidden)[:, :length]
 
 
 def choose(states: tuple[Tensor, ...], asked: bool | int | list[int]) -> tuple[Tensor | None, ...]:
@@ -611,7 +612,7 @@ class VictorText:
             kwargs["output_hidden_states"] = True  # by number they are chosen below, not slice by slice
         hidden, early = self.arrange(hidden, attention_mask, position_ids, cache, images)
         first = self.run_slice(0, k, hidden, early, cache, **kwargs)
-        hidden, late = first.last_hidden_state, early
+        hidden, late = first.last_hidden_state.to(hidden.device), early  # layers may lie on several
         if images is not None:
             hidden, late = self.victor.reduce(hidden, early)
         second = self.run_slice(k, last, hidden, late, cache, **kwargs)
