@@ -57,14 +57,14 @@ def open_source(source: str, *, revision: str | None = None) -> Source:
         VictorError: If there is no such folder, or the Hub does not give it.
     """
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    if source and folder.is_dir():
         if revision is not None:
             raise VictorError(
                 f"--revision {revision}: {source} is a folder, which has no revisions",
                 fix="leave --revision out, or give a Hub id",
             )
         return Source(folder, folder.resolve().name, None)
-    if folder.exists():
+    if folder.is_file():
         raise VictorError(f"{source}: a file, not a model folder", fix=f"use {folder.parent}")
     if not HUB_ID.fullmatch(source) or Path(source).parent.is_dir():
         raise VictorError(
