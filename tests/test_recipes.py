@@ -7,7 +7,7 @@ from victorctl import recipes
 from victorctl.errors import VictorError
 from victorctl.recipe import Recipe, load_recipe
 
-SHIPPED = ["demo/lora", "demo/registers", "demo/victor", "llava-1.5-7b/victor"]
+SHIPPED = ["demo/lora", "demo/quick", "demo/registers", "demo/victor", "llava-1.5-7b/victor"]
 
 
 def test_every_recipe_that_ships_is_found_and_valid():
@@ -42,7 +42,9 @@ def test_a_file_is_found_before_a_recipe_of_ours(tmp_path, monkeypatch):
     (tmp_path / "demo" / "victor").write_text("seed: 1\n")
     assert recipes.find("demo/victor") == Path("demo/victor")
 
-    with pytest.raises(VictorError, match=r"no\.yaml: neither a file nor.*\n.*demo/lora, demo/reg"):
+    with pytest.raises(
+        VictorError, match=r"no\.yaml: neither a file nor.*\n.*demo/lora, demo/quick"
+    ):
         recipes.find("no.yaml")
 
 

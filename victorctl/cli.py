@@ -66,8 +66,12 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads; torch's choice i
 
 @app.command()
 def demo(
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
-    steps: Annotated[int | None, setting("train.steps", "--steps")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write; victor-demo if not given.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Training steps; the recipe's if not given.")
+    ] = None,
     device: Device = Run.device,
     dtype: Dtype = Run.dtype,
     attn: Attn = Run.attn,
