@@ -733,7 +733,7 @@ def write_config(folder: Path, settings: dict[str, Any], native: str, ours: str)
     remote = f"{Path(__file__).stem}.{ours}"
     names = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM")
     config |= {"architectures": [native], "auto_map": dict.fromkeys(names, remote), "victor": settings}
-    file.write_text(json.dumps(config, indent=2) + "\n")
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 # ---- What a caller sees --------------------------------------------------------------------------
@@ -880,26 +880,45 @@ class VictorMixin:
         """
         if kwargs.get("config") is None:
             settings_in(cls.config_class.get_config_dict(path, **kwargs)[0])
-        kwargs["variant"] = VARIANT
+        kwargs |= {"variant": VARIANT, "ignore_mismatched_sizes": True}  # ours is the better error
         model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         wrong = {name: keys for name, keys in info.items() if "keys" in name and keys}
         if wrong:
             raise ValueError(f"{path} does not hold this model: {wrong}\n  fix: convert or download it again")
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, save_directory: Any, state_dict: dict[str, Tensor] | None = None, **kwargs: Any) -> None:
-        """Write the folder that holds two models: the base under its own names, and Victor beside it."""
+    def save_pretrained(
+        self,
+        save_directory: Any,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Write the folder that holds two models: the base under its own names, and Victor beside it.
+
+        Raises:
+            ValueError: For `push_to_hub`, which would upload the base before Victor is written.
+        """
+        if push_to_hub:
+            raise ValueError(
+                "save_pretrained(push_to_hub=True) would upload a folder without its registers."
+                "\n  fix: save_pretrained(folder), then victorctl push folder REPO, or model.push_to_hub(REPO)"
+            )
         folder = Path(save_directory)
         state = self.state_dict() if state_dict is None else state_dict
         own = {name: state[name].detach().contiguous().cpu() for name in state if name.startswith(PREFIX)}
         base = {name: state[name] for name in state if not name.startswith(PREFIX)}
+        if is_main_process:
+            (folder / BASE_WEIGHTS).unlink(missing_ok=True)  # it would hide shards that take its place
         kwargs["variant"] = None
-        super().save_pretrained(folder, state_dict=base, **kwargs)
-        save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
-        write_indexes(folder)
-        write_config(folder, self.config.victor, self.native.__name__, type(self).__name__)
-        if Path(__file__).resolve() != (folder / Path(__file__).name).resolve():
-            shutil.copyfile(__file__, folder / Path(__file__).name)
+        super().save_pretrained(folder, is_main_process, state_dict=base, **kwargs)
+        if is_main_process:
+            save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
+            write_indexes(folder)
+            write_config(folder, self.config.victor, self.native.__name__, type(self).__name__)
+            if Path(__file__).resolve() != (folder / Path(__file__).name).resolve():
+                shutil.copyfile(__file__, folder / Path(__file__).name)
 
 
 class VictorLlava(VictorMixin, LlavaForConditionalGeneration):
