@@ -1,0 +1,118 @@
+"""Speed is measured by turns, on exactly the work that is named."""
+
+import pytest
+import torch
+
+from tests.tiny import tiny_processor, tiny_rows
+from tests.victor_models import shared
+from victorctl import timing
+from victorctl.answering import Contestant, Greedy
+from victorctl.contestants import Base
+from victorctl.questions import prepare, questions
+from victorctl.timing import by_turns, decode_rate, speed
+
+CPU = torch.device("cpu")
+
+
+class Clock:
+    """Time that passes only when something is done."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def spend(self, *seconds):
+        left = iter(seconds)
+
+        def run():
+            self.now += next(left)
+
+        return run
+
+
+def test_the_median_of_turns_counts_and_the_first_round_does_not(monkeypatch):
+    clock, order = Clock(), []
+    monkeypatch.setattr(timing.time, "perf_counter", clock)
+    a, b = clock.spend(90, 3, 1, 2), clock.spend(80, 10, 70, 20)
+
+    found = by_turns(
+        {"a": lambda: (order.append("a"), a()), "b": lambda: (order.append("b"), b())},
+        repeats=3,
+        device=CPU,
+    )
+
+    assert order == list("abababab")
+    assert found == {"a": 2, "b": 20}  # medians, neither means (2, 33) nor fastest (1, 10)
+
+
+def test_a_gpu_is_waited_for_before_and_after(monkeypatch):
+    clock, gpu = Clock(), torch.device("cuda", 1)
+    monkeypatch.setattr(timing.time, "perf_counter", clock)
+    waiting = [5.0, 2.0] * 2  # left over from before, then what was started now
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: clock.spend(waiting.pop(0))())
+
+    assert by_turns({"a": lambda: None}, repeats=1, device=gpu) == {"a": 2.0}
+    assert waiting == []
+
+
+def test_the_decode_rate_counts_what_comes_after_the_second_token():
+    # 126 more tokens for each of 4 questions in 3.5 - 0.5 seconds.
+    assert decode_rate({"generate_2": 0.5, "generate_128": 3.5}, batch=4) == 4 * 126 / 3
+    assert decode_rate({"generate_2": 0.5, "generate_128": 0.5}, batch=4) is None
+
+
+def test_model_and_base_are_timed_on_the_same_work(monkeypatch):
+    model, processor = shared(), tiny_processor()
+    asked = questions(tiny_rows(2, questions=2), None)
+    several = prepare(asked, processor, pictures=True)
+    one = prepare(asked[:1], processor, pictures=True)
+    contestants = {
+        "model": Contestant(model, lambda _rows: torch.no_grad()),
+        "base": Base(model, "tiny", native=False).contestant(),
+    }
+    written, seen = [], []
+    generate, features = model.generate, model.model.get_image_features
+
+    def count(**inputs):
+        output = generate(**inputs)
+        rows, before = inputs["input_ids"].shape
+        written.append((rows, output.shape[1] - before, model.victor.enabled))
+        return output
+
+    def look(pixel_values, **kwargs):
+        seen.append(len(pixel_values))
+        return features(pixel_values, **kwargs)
+
+    monkeypatch.setattr(model, "generate", count)
+    monkeypatch.setattr(model.model, "get_image_features", look)
+    monkeypatch.setattr(timing, "LONG", 6)
+    greedy = Greedy(processor, tuple(range(5, 60)))  # nearly every token would end an answer
+
+    found = speed(contestants, one=one, several=several, greedy=greedy, repeats=1)
+
+    assert list(found) == ["first_token", "prefill", "generate_2", "generate_6"]
+    assert all(set(of) == {"model", "base"} for of in found.values())
+    assert all(seconds > 0 for of in found.values() for seconds in of.values())
+    turns = [True, False, True, False]
+    assert written == [
+        (rows, length, registers)
+        for rows, length in ((1, 1), (4, 2), (4, 6))
+        for registers in turns
+    ]
+    assert seen == [1] * 4 + [4] * 12  # the tower is part of what is timed, for every question
+
+
+@pytest.mark.parametrize("acting", ["model", "base"])
+@torch.no_grad()
+def test_prefill_predicts_what_the_model_predicts(acting):
+    model, processor = shared(), tiny_processor()
+    asked = prepare(questions(tiny_rows(2), None), processor, pictures=True)
+    base = Base(model, "tiny", native=False).contestant()
+    who = {"model": Contestant(model, lambda _rows: torch.no_grad()), "base": base}[acting]
+
+    with who.acting(asked.rows):
+        expected = model(**asked.for_model(model)).logits[:, -1:]
+
+    assert torch.equal(timing.prefill(who, asked), expected)

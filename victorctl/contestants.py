@@ -1,0 +1,224 @@
+"""Who is measured beside whom: a model, its base, and simple ways of using the base's weights."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+
+from victorctl import checkpoint
+from victorctl.answering import Contestant, Greedy
+from victorctl.errors import VictorError
+from victorctl.families import family_of
+from victorctl.methods import FLOOR, method
+from victorctl.methods.base import Method
+from victorctl.recipe import Recipe, Run
+from victorctl.runtime import resolve, say
+from victorctl.sources import Source, fetch_weights, open_source
+
+MODEL, BASE = "model", "base"
+NO_BASE = "none"  # what --base says to leave the base out
+
+
+@dataclass(frozen=True)
+class Base:
+    """The unconverted model.
+
+    Args:
+        model: Its weights.
+        name: What to call it.
+        native: Whether the model is of the native class, in which no method can act.
+    """
+
+    model: PreTrainedModel
+    name: str
+    native: bool
+
+    def contestant(self) -> Contestant:
+        """Let it answer without registers, and with every visual token."""
+        return Contestant(self.model, lambda _rows: self._unconverted())
+
+    def _unconverted(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.native else self.model.registers_off()
+
+
+@dataclass(frozen=True)
+class Field:
+    """Everyone who takes part.
+
+    Args:
+        model: The Victor model.
+        base: What it is compared with, if anything.
+        ways: Simple ways of acting on the base's weights, by name.
+        contestants: All of them: `model`, `base` and the ways.
+        greedy: How they answer.
+    """
+
+    model: PreTrainedModel
+    base: Base | None
+    ways: dict[str, Method]
+    contestants: dict[str, Contestant]
+    greedy: Greedy
+
+
+def enter(folder: Path, recipe: Recipe, run: Run) -> Field:
+    """Load everyone who takes part.
+
+    Args:
+        folder: Of the Victor model.
+        recipe: Says whether the simple ways take part, and the seed of what is random in them.
+        run: Device, number format, and `base`: a folder or Hub id, or "none".
+
+    Raises:
+        VictorError: If a folder is damaged, or the base is not to be found or does not fit.
+    """
+    model = load_shipped(folder, run)
+    base = find_base(folder, model, run)
+    ways = floor(base, model, recipe.seed) if recipe.eval.baselines else {}
+    contestants = {MODEL: Contestant(model, lambda _rows: nullcontext())}
+    if base is not None:
+        contestants[BASE] = base.contestant()
+    for name, way in ways.items():
+        contestants[name] = Contestant(base.model, _acting(base.model, way), way.pictures)
+    return Field(
+        model, base, ways, contestants, Greedy.of(model, checkpoint.load_processor(folder))
+    )
+
+
+def _acting(
+    model: PreTrainedModel, way: Method
+) -> Callable[[Sequence[int]], AbstractContextManager[None]]:
+    return lambda rows: way.acting(model, rows)
+
+
+def load_shipped(folder: Path, run: Run) -> PreTrainedModel:
+    """Load a Victor model by the code in its folder, so that what users run is what is measured.
+
+    Code that is not this package's is never run; this package's own class takes its place.
+
+    Raises:
+        VictorError: If it is no Victor model, or is damaged.
+    """
+    if not _runs_our_code(folder):
+        own = "the folder's own code is not this package's, and is not run"
+        say(f"warning: {folder}: {own}; victorctl upgrade {folder}", quiet=False)
+        return checkpoint.load(folder, run)
+    return _load_auto(folder, run, trust_remote_code=True)
+
+
+def find_base(folder: Path, model: PreTrainedModel, run: Run) -> Base | None:
+    """Find what to compare a model with.
+
+    Args:
+        folder: Of the model.
+        model: Is its own base with registers off, where the base's weights are intact.
+        run: `base` names another base, or says "none".
+
+    Raises:
+        VictorError: If there is none, or it has another vocabulary.
+    """
+    if run.base == NO_BASE:
+        return None
+    if run.base is None and checkpoint.base_intact(folder):
+        return Base(model, folder.resolve().name, native=False)
+    source = open_source(run.base) if run.base else _find_parent(folder)
+    base = _load_base(source, run)
+    ours, theirs = _vocabulary(model), _vocabulary(base.model)
+    if ours != theirs:
+        raise VictorError(
+            f"--base {base.name}: {theirs[0]} token ids with <image> at {theirs[1]}, and the model "
+            f"has {ours[0]} with <image> at {ours[1]}: it reads other prompts",
+            fix="give the model that was converted, or --base none",
+        )
+    return base
+
+
+def floor(base: Base | None, model: PreTrainedModel, seed: int) -> dict[str, Method]:
+    """Set up the simple ways, each with as many tokens and at the same layer as the model.
+
+    Args:
+        base: Its weights will be used.
+        model: Says how many tokens, and which layer.
+        seed: Of random choices.
+
+    Raises:
+        VictorError: If there is no base, or it is of the native class.
+    """
+    if base is None:
+        raise VictorError(
+            "--baselines --base none: baselines act on the base's weights",
+            fix="leave one of the two out",
+        )
+    if base.native:
+        raise VictorError(
+            f"--baselines: they act inside a Victor model, and {base.name} is not one",
+            fix=f"victorctl convert {base.name} --out FOLDER, and --base FOLDER",
+        )
+    victor = model.config.victor
+    base.model.victor.drop_layer = victor["drop_layer"]
+    return {name: method(name)(count=victor["registers"], seed=seed) for name in FLOOR}
+
+
+def _runs_our_code(folder: Path) -> bool:
+    """Say whether transformers, trusting the folder, would run this package's code and no other."""
+    config = checkpoint.read_config(folder)
+    ours = f"{checkpoint.CODE.stem}.{family_of(config, folder).ours}"
+    named = set(config.get("auto_map", {}).values())
+    return named == {ours} and checkpoint.shipped_code_intact(folder)
+
+
+def _load_auto(folder: Path, run: Run, *, trust_remote_code: bool) -> PreTrainedModel:
+    device, dtype = resolve(run)
+    with checkpoint.quiet_loading(), checkpoint.fixes_of_shipped_file():
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            trust_remote_code=trust_remote_code,
+            dtype=dtype,
+            attn_implementation=run.attn,
+        )
+    return model.to(device).eval()
+
+
+def _load_base(source: Source, run: Run) -> Base:
+    fetch_weights(source, ["*.safetensors"])
+    if "victor" not in checkpoint.read_config(source.folder):
+        model = _load_auto(source.folder, run, trust_remote_code=False)
+        return Base(model, source.name, native=True)
+    if not checkpoint.base_intact(source.folder):
+        raise VictorError(
+            f"--base {source.name}: the weights of its own base were changed",
+            fix="give the model that was converted, or --base none",
+        )
+    return Base(checkpoint.load(source.folder, run), source.name, native=False)
+
+
+def _find_parent(folder: Path) -> Source:
+    """Find what a model was made from and that holds its base: beside it, or on the Hub.
+
+    Raises:
+        VictorError: If it is in neither place.
+    """
+    stages = checkpoint.read_lineage(folder)["stages"]
+    origin = stages[0].get("source", {}) if stages else {}
+    wanted = {stage["weights_sha256"] for stage in stages if stage["base_intact"]}
+    wanted |= {stage["parent_sha256"] for stage in stages[:1]}
+    for other in sorted(path for path in folder.resolve().parent.iterdir() if path.is_dir()):
+        promising = other.name == origin.get("name") or _own_hash(other) in wanted
+        if promising and checkpoint.weights_sha256(other) in wanted:
+            return open_source(str(other))
+    if origin.get("commit"):
+        return open_source(origin["name"], revision=origin["commit"])
+    raise VictorError(
+        f"{folder}: the weights of its base were changed, and nothing beside it holds them",
+        fix="add --base SOURCE with the model that was converted, or --base none",
+    )
+
+
+def _own_hash(folder: Path) -> str | None:
+    stages = checkpoint.read_lineage(folder)["stages"]
+    return stages[-1]["weights_sha256"] if stages else None
+
+
+def _vocabulary(model: PreTrainedModel) -> tuple[int, int]:
+    return model.config.get_text_config().vocab_size, model.config.image_token_id
