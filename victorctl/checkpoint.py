@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 CODE = Path(modeling_victor.__file__)
+PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -69,10 +70,8 @@ def weight_files(folder: Path) -> list[Path]:
         problem = f"{folder}: {INDEX} is missing, so the shards have no order"
         raise VictorError(problem, fix=f"download {INDEX} into the folder")
     if not names:
-        pickles = sorted(
-            file.name for pattern in ("*.bin", "*.pt*") for file in folder.glob(pattern)
-        )
-        found = f" but {pickles[0]}, a pickle, which can run code when it is opened" * bool(pickles)
+        pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
+        found = f" but {pickles[0]}, a pickle, which may run code when opened" if pickles else ""
         raise VictorError(
             f"{folder}: no weights{found}",
             fix="use a copy with *.safetensors; transformers makes one by from_pretrained and "
@@ -94,6 +93,11 @@ def shard_names(folder: Path) -> list[str]:
             problem = f"{folder / INDEX}: shard {name!r} lies outside of the folder"
             raise VictorError(problem, fix="use another copy of the model")
     return names
+
+
+def tensor_names(folder: Path) -> set[str]:
+    """Name the tensors that the base's index promises; none where there is no index."""
+    return set((read_json(folder / INDEX) or {}).get("weight_map", {}))
 
 
 def base_sha256(folder: Path) -> str:
@@ -144,7 +148,12 @@ def load(folder: Path, run: Run | None = None) -> VictorMixin:
     device, dtype = resolve(run)
     with quiet_loading(), fixes_of_shipped_file():
         cls = getattr(modeling_victor, family.ours)
-        model = cls.from_pretrained(folder, dtype=dtype, attn_implementation=run.attn)
+        model = cls.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=run.attn,
+            ignore_mismatched_sizes=True,  # it refuses them itself, and names them
+        )
     for name, parameter in model.victor.named_parameters():
         if not torch.isfinite(parameter).all():
             raise VictorError(

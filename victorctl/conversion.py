@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from victorctl import weights
-from victorctl.checkpoint import has_processor, read_config, shard_names, weight_files
+from victorctl.checkpoint import has_processor, read_config, shard_names, tensor_names, weight_files
 from victorctl.cost import shape_of
 from victorctl.errors import VictorError
 from victorctl.families import SLICEABLE, Family, family_of
@@ -135,6 +135,11 @@ def check_files(plan: Plan, run: Run) -> Files:
     fetch_weights(plan.source, shard_names(folder) or ["model.safetensors"])
     paths = weight_files(folder)
     entries = [entry for path in paths for entry in weights.read_entries(path)]
+    if lost := tensor_names(folder) - {entry.name for entry in entries}:
+        raise VictorError(
+            f"{plan.source.name}: {len(lost)} tensors are in no shard, such as {min(lost)}",
+            fix=weights.AGAIN,
+        )
     sizes: dict[str, int] = {}
     for entry in entries:
         if entry.dtype in weights.NAMES:

@@ -1,0 +1,223 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.tiny import tiny_llava, tiny_picture
+from victorctl import checkpoint, weights
+from victorctl.convert import convert
+from victorctl.errors import VictorError
+from victorctl.recipe import Run, load_recipe
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A converted model of several shards; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("made")
+    source = tiny_llava(folder / "llava", max_shard_size="100KB")
+    recipe = load_recipe(flags={"convert.verify": "none", "victor.init": "embeddings"})
+    convert(str(source), recipe=recipe, run=Run(out=folder / "victor", quiet=True))
+    return folder / "victor"
+
+
+@pytest.fixture
+def victor(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "victor")
+
+
+def change(file, **tensors):
+    save_file(load_file(file) | tensors, file, {"format": "pt"})
+
+
+def test_a_victor_model_is_loaded_with_our_own_class_ready_to_answer(made, capfd):
+    model = checkpoint.load(made)
+    registers = load_file(made / "victor.safetensors")["victor.registers.weight"]
+    assert type(model).__module__ == "victorctl.modeling_victor"
+    assert not model.training
+    assert torch.equal(model.victor.registers.weight, registers)
+    assert model.dtype == torch.float32
+    assert model.config.get_text_config()._attn_implementation == "sdpa"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_run_decides_number_format_and_attention(made):
+    model = checkpoint.load(made, Run(dtype="bf16", attn="eager", device="cpu"))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.config.get_text_config()._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_registers_that_are_no_numbers_are_refused(victor, value):
+    registers = load_file(victor / "victor.safetensors")["victor.registers.weight"]
+    registers[5, 3] = value
+    change(victor / "victor.safetensors", **{"victor.registers.weight": registers})
+    sentence = r"victor\.safetensors: victor\.registers\.weight holds NaN or infinity\n  fix: train"
+    with pytest.raises(VictorError, match=sentence):
+        checkpoint.load(victor)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "sentence"),
+    [
+        (
+            {"victor.registers.weight": torch.ones(3, 32)},
+            "mismatched_keys.*victor.registers.weight",
+        ),
+        ({"victor.extra": torch.ones(3)}, "unexpected_keys.*victor.extra"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused_by_name(victor, tensors, sentence):
+    change(victor / "victor.safetensors", **tensors)
+    index = victor / "model.safetensors.index.victor.json"
+    content = json.loads(index.read_text())
+    content["weight_map"] |= dict.fromkeys(tensors, "victor.safetensors")
+    index.write_text(json.dumps(content))
+    with pytest.raises(
+        VictorError, match=rf"does not hold this model: .*{sentence}.*\n  fix: conv"
+    ):
+        checkpoint.load(victor)
+
+
+@pytest.mark.parametrize(
+    "name", ["victor.safetensors", "model-00002-of-00004.safetensors", "config.json"]
+)
+def test_a_missing_file_is_named(victor, name):
+    (victor / name).unlink()
+    with pytest.raises(VictorError, match=name.replace(".", r"\.")):
+        checkpoint.load(victor)
+
+
+@pytest.mark.parametrize("name", ["victor.safetensors", "model-00003-of-00004.safetensors"])
+def test_a_truncated_file_is_named(victor, name):
+    (victor / name).write_bytes((victor / name).read_bytes()[:-1])
+    with pytest.raises(VictorError, match=rf"{name}: truncated"):
+        checkpoint.load(victor)
+
+
+def test_a_model_that_is_not_converted_is_refused_with_the_command_that_converts_it(tmp_path):
+    folder = tiny_llava(tmp_path / "llava")
+    with pytest.raises(VictorError, match="llava: not a Victor model yet\n  fix: victorctl conver"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, r"no config\.json, so this is no model folder"),
+        ("{", r"config\.json: not JSON"),
+        ("[1]", r"config\.json: not a JSON object"),
+    ],
+)
+def test_a_folder_without_a_configuration_is_no_model(tmp_path, content, sentence):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(VictorError, match=sentence):
+        checkpoint.read_config(tmp_path)
+
+
+def test_one_file_of_weights_stands_before_an_index(tmp_path):
+    (tmp_path / "model.safetensors").write_text("")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b"}}')
+    assert checkpoint.weight_files(tmp_path) == [tmp_path / "model.safetensors"]
+
+
+def test_shards_are_those_that_the_index_names(tmp_path):
+    for name in ("one.safetensors", "two.safetensors", "victor.safetensors"):
+        (tmp_path / name).write_text("")
+    index = {"weight_map": {"a": "two.safetensors", "b": "one.safetensors", "c": "two.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    names = [file.name for file in checkpoint.weight_files(tmp_path)]
+    assert names == ["one.safetensors", "two.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ([], "no weights\n  fix: use a copy with "),
+        (["pytorch_model.bin"], r"no weights but pytorch_model\.bin, a pickle, which may run code"),
+        (["consolidated.00.pth"], r"no weights but consolidated\.00\.pth, a pickle"),
+        (
+            ["model-1.safetensors"],
+            r"model\.safetensors\.index\.json is missing, so the shards have",
+        ),
+    ],
+)
+def test_says_which_weights_it_cannot_use(tmp_path, files, sentence):
+    for name in files:
+        (tmp_path / name).write_bytes(b"\x80\x04cos\nsystem\n")  # never opened
+    with pytest.raises(VictorError, match=sentence):
+        checkpoint.weight_files(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors"])
+def test_an_index_cannot_lead_out_of_the_folder(tmp_path, name):
+    index = {"weight_map": {"a": name}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(VictorError, match="lies outside of the folder"):
+        checkpoint.weight_files(tmp_path)
+
+
+def test_a_copy_has_the_base_and_the_record_but_no_registers_and_no_foreign_code(victor, tmp_path):
+    for name in ("other.py", "pytorch_model.bin", "optimizer.pt", "training_args.bin", "README.md"):
+        (victor / name).write_text("x")
+    (victor / "modeling_victor.py").write_text("changed")
+    (victor / "eval").mkdir()
+    target = tmp_path / "copy"
+    target.mkdir()
+
+    hashes = checkpoint.copy_files(
+        victor, target, link=False, leave_out={"model-00002-of-00004.safetensors"}
+    )
+
+    shards = [f"model-0000{index}-of-00004.safetensors" for index in (1, 3, 4)]
+    assert hashes == {name: weights.sha256(victor / name) for name in shards}
+    assert sorted(path.name for path in target.iterdir()) == sorted(
+        [
+            *shards,
+            "chat_template.jinja",
+            "config.json",
+            "generation_config.json",
+            "modeling_victor.py",
+            "processor_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "victor.json",
+        ]
+    )
+    assert checkpoint.shipped_code_intact(target)
+    assert not checkpoint.shipped_code_intact(victor)
+    for name in (*shards, "tokenizer.json", "victor.json"):
+        assert (target / name).read_bytes() == (victor / name).read_bytes()
+
+
+def test_a_linked_copy_shares_the_shards_and_nothing_else(made, tmp_path):
+    checkpoint.copy_files(made, tmp_path, link=True)
+    shared = {path.name for path in tmp_path.iterdir() if path.samefile(made / path.name)}
+    assert shared == {f"model-0000{index}-of-00004.safetensors" for index in (1, 2, 3, 4)}
+
+
+def test_the_hash_of_the_base_leaves_the_registers_out(victor):
+    base, whole = checkpoint.base_sha256(victor), checkpoint.weights_sha256(victor)
+    change(victor / "victor.safetensors", **{"victor.registers.weight": torch.ones(8, 32)})
+    assert checkpoint.base_sha256(victor) == base
+    assert checkpoint.weights_sha256(victor) != whole
+
+
+def test_code_that_is_missing_is_not_intact(tmp_path):
+    assert not checkpoint.shipped_code_intact(tmp_path)
+
+
+def test_the_processor_of_a_folder_is_loaded_without_running_its_code(made):
+    processor = checkpoint.load_processor(made)
+    inputs = processor(images=tiny_picture(), text="<image> what is it ?", return_tensors="pt")
+    assert int((inputs["input_ids"] == 4).sum()) == 16
+
+
+def test_says_that_there_is_no_processor(victor):
+    for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        (victor / name).unlink()
+    assert not checkpoint.has_processor(victor)
+    with pytest.raises(VictorError, match="victor: no processor that transformers can load"):
+        checkpoint.load_processor(victor)
