@@ -44,6 +44,11 @@ MISTRAL = (
     "{% for message in messages %}{% if message['role'] == 'user' %}[INST] " + PARTS + " [/INST]"
     "{% else %}{{ ' ' }}" + PARTS + "</s>{% endif %}{% endfor %}"
 )
+LLAMA_2 = MISTRAL.replace("</s>", " </s>")
+LLAMA_2_MARKED = LLAMA_2.replace(
+    "{{ ' ' }}" + PARTS, "{{ ' ' }}{% generation %}" + PARTS + "{% endgeneration %}"
+)
+NO_END = MISTRAL.replace("[INST] ", "<s>[INST] ").replace("</s>", "")
 
 TWO_TURNS = messages(
     {
@@ -59,7 +64,7 @@ TWO_TURNS = messages(
 CAT = Row("cat", (tiny_picture(0),), (Conversation(TWO_TURNS),))
 
 
-def byte_processor(template):
+def byte_processor(template, kind=LlavaProcessor):
     """Make a processor with one token for each byte, so that every space counts."""
     alphabet = {letter: place for place, letter in enumerate(pre_tokenizers.ByteLevel.alphabet())}
     tokens = Tokenizer(models.BPE(alphabet, []))
@@ -72,7 +77,7 @@ def byte_processor(template):
         additional_special_tokens=["<image>", "<|im_start|>", "<|im_end|>"],
     )
     tiny = tiny_processor(template)
-    return LlavaProcessor(
+    return kind(
         tiny.image_processor,
         tokenizer,
         patch_size=8,
@@ -99,6 +104,10 @@ def answers(encoded, processor):
         (CHATML_MARKED_WITH_END, ["A cat<|im_end|>", "no<|im_end|>"]),
         (unmarked(CHATML), ["A cat<|im_end|>", "no<|im_end|>"]),
         (MISTRAL, [" A cat</s>", " no</s>"]),
+        (LLAMA_2, [" A cat </s>", " no </s>"]),
+        (LLAMA_2_MARKED, [" A cat </s>", " no </s>"]),
+        # A turn that opens with <s> does not end the one before.
+        (NO_END, [" A cat", " no</s>"]),
     ],
 )
 def test_labels_are_the_answers_and_the_token_that_ends_each(template, labelled):
@@ -138,6 +147,36 @@ def test_marks_and_prefixes_give_the_same_tokens_and_labels(images, turns):
         assert answers(tokens, processor) == [*said[:-1], f"{said[-1]} </s>"]
         assert tokens.input_ids.count(processor.image_token_id) == images * VISUAL_TOKENS
         assert tokens.input_ids[0] == processor.tokenizer.bos_token_id
+
+
+class UnequalPictures(LlavaProcessor):
+    """Gives the first picture 2 placeholders, the next 3, and ends each as Pixtral does."""
+
+    text_kwargs = {"return_tensors": "pt"}  # noqa: RUF012  (as Pixtral's)
+
+    def replace_image_token(self, image_inputs, image_idx, **options):
+        return self.image_token * (2 + image_idx) + "<|im_end|>"
+
+
+@pytest.mark.parametrize("kind", [LlavaProcessor, UnequalPictures])
+def test_tokens_and_pictures_are_what_the_processor_makes_of_the_whole_chat(kind):
+    processor = byte_processor(CHATML, kind)
+    asked = messages({"images": 2, "question": "a <image> b <image>", "answer": "c"}, images=2)
+    row = Row("row", (tiny_picture(0), tiny_picture(1)), (Conversation(asked),))
+    text = processor.apply_chat_template([asked[0]], add_generation_prompt=True)
+    whole = processor(images=row.pictures(), text=text, return_tensors="pt")
+    encoded = prompts(row, processor)
+
+    assert [encoded.conversations[0].input_ids] == whole["input_ids"].tolist()
+    assert encoded.images.keys() == {"pixel_values"}
+    assert torch.equal(encoded.images["pixel_values"], whole["pixel_values"])
+
+
+def test_prefix_leaves_out_a_token_that_follows_the_placeholders():
+    row = encode(CAT, byte_processor(CHATML, UnequalPictures))
+
+    # <|im_start|>, the 5 bytes of "user" and a line break, 2 placeholders
+    assert row.prefix == 1 + 5 + 2
 
 
 @pytest.mark.parametrize(
@@ -191,6 +230,29 @@ def test_pictures_are_processed_once_for_all_conversations_of_a_row():
         "pixel_values": (1, 3, 32, 32)
     }
     assert len(row.conversations) == 4
+
+
+def test_pictures_of_a_row_come_to_the_processor_as_one_sample(monkeypatch):
+    # LLaVA-OneVision cuts a single picture into tiles, but not one of several in a sample.
+    processor = tiny_processor()
+    given = []
+    process = type(processor).__call__
+
+    def record(self, images, **options):
+        given.append([len(sample) for sample in images])
+        return process(self, images=images, **options)
+
+    monkeypatch.setattr(type(processor), "__call__", record)
+    encode(tiny_rows(1, images=[2])[0], processor)
+
+    assert given == [[2]]
+
+
+def test_a_template_that_writes_the_start_token_gives_only_one():
+    row = tiny_rows(1)[0]
+
+    written, added = (encode(row, tiny_processor(start + TEMPLATE)) for start in ("<s>", ""))
+    assert written.conversations == added.conversations
 
 
 def test_a_row_without_pictures_has_no_tensors():

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -142,62 +142,57 @@ def _tokenize(
     texts: Sequence[str],
     answers: Sequence[Sequence[chats.Span]],
 ) -> EncodedRow:
-    """Expand the placeholders of rendered conversations, tokenize them, and label their answers."""
-    images, expansions = _process(row, processor)
-    for text in texts:
-        shown = text.count(processor.image_token)
-        if shown != len(expansions):
-            problem = f"pictures in the rendered chat: {shown}, in the row: {len(expansions)}"
-            raise VictorError(problem, fix="use a chat template that renders parts of type image")
+    """Tokenize rendered conversations, label their answers, and expand their placeholders."""
+    images, pictures = _process(row, processor)
     bos = processor.tokenizer.bos_token
-    expanded, pictures = processor.get_text_with_replacements([*texts], expansions * len(texts))
     tokens = processor.tokenizer(
-        expanded,
+        [*texts],
         add_special_tokens=not (bos and texts[0].startswith(bos)),  # as `processor` does
         return_offsets_mapping=True,
     )
-    parts = zip(tokens["input_ids"], tokens["offset_mapping"], answers, pictures, strict=True)
-    return EncodedRow(images, tuple(_label(*part, processor.image_token_id) for part in parts))
+    labels = map(_label, tokens["input_ids"], tokens["offset_mapping"], answers)
+    pairs = zip(tokens["input_ids"], labels, strict=True)
+    expanded = (_expand(*pair, pictures, processor.image_token_id) for pair in pairs)
+    return EncodedRow(images, tuple(expanded))
 
 
-def _process(row: Row, processor: ProcessorMixin) -> tuple[dict[str, Tensor], list[str]]:
-    """Make a row's tensors, and for each picture the text of its placeholders."""
+def _process(row: Row, processor: ProcessorMixin) -> tuple[dict[str, Tensor], list[list[int]]]:
+    """Make a row's tensors, and for each picture the tokens that stand for it."""
     if not row.images:
         return {}, []
     processed = processor(
         images=[row.pictures()],
         text=[processor.image_token * len(row.images)],
-        images_kwargs={"return_tensors": "pt"},  # nothing else becomes a tensor
+        images_kwargs={"return_tensors": "pt"},
+        text_kwargs={"return_tensors": None},  # so tensors are what the pictures became
         return_text_replacement_offsets=True,
     )
     images = {name: value for name, value in processed.items() if isinstance(value, Tensor)}
-    (pictures,) = processed["text_replacement_offsets"]
-    return images, [picture["replacement"] for picture in pictures]
+    texts = [picture["replacement"] for picture in processed["text_replacement_offsets"][0]]
+    return images, processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
-def _label(
-    ids: list[int],
-    offsets: list[chats.Span],
-    answers: Sequence[chats.Span],
-    pictures: Sequence[Mapping[str, Any]],
-    placeholder: int,
+def _label(ids: list[int], offsets: list[chats.Span], answers: Sequence[chats.Span]) -> list[int]:
+    """Label the tokens that touch an answer."""
+    starts, stops = np.array(offsets).T
+    touched = np.zeros(len(ids), dtype=bool)
+    for first, last in answers:
+        touched |= (starts < last) & (stops > first)
+    return np.where(touched, ids, IGNORED).tolist()
+
+
+def _expand(
+    ids: list[int], labels: list[int], pictures: Sequence[list[int]], placeholder: int
 ) -> Encoded:
-    """Label the tokens that touch an answer; answers are placed as before expansion."""
-    tokens, (starts, stops) = np.array(ids), np.array(offsets).T
-    labels = np.full_like(tokens, IGNORED)
-    for answer in answers:
-        first, last = (_expanded(place, pictures) for place in answer)
-        touched = (starts < last) & (stops > first)
-        labels[touched] = tokens[touched]
-    prefix = 0
-    if pictures:
-        visual = (tokens == placeholder) & (starts < pictures[0]["new_span"][1])
-        prefix = int(visual.nonzero()[0][-1]) + 1
-    return Encoded(ids, labels.tolist(), prefix)
-
-
-def _expanded(place: int, pictures: Sequence[Mapping[str, Any]]) -> int:
-    """Say where a character is after expansion."""
-    before = (picture for picture in reversed(pictures) if picture["span"][1] <= place)
-    picture = next(before, {"span": (0, 0), "new_span": (0, 0)})
-    return place + picture["new_span"][1] - picture["span"][1]
+    """Put each picture's tokens in the place of its one placeholder."""
+    places = [place for place, token in enumerate(ids) if token == placeholder]
+    if len(places) != len(pictures):
+        problem = f"pictures in the rendered chat: {len(places)}, in the row: {len(pictures)}"
+        raise VictorError(problem, fix="use a chat template that renders parts of type image")
+    for place, picture in zip(reversed(places), reversed(pictures), strict=True):
+        ids[place : place + 1] = picture
+        labels[place : place + 1] = [IGNORED] * len(picture)
+    if not places:
+        return Encoded(ids, labels, 0)
+    after_last = pictures[0][::-1].index(placeholder)  # some pictures end in another token
+    return Encoded(ids, labels, places[0] + len(pictures[0]) - after_last)
