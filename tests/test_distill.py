@@ -69,7 +69,9 @@ def test_the_shared_prefix_gives_the_losses_and_gradients_of_the_plain_step(rung
         scale = value.grad.abs().max()
         assert (ours[name] - value.grad).abs().max() <= 1e-3 * scale, name
         unread = "adapters.5" in name and "k_proj" not in name and "v_proj" not in name
-        assert (scale == 0) == unread, name  # of the last layer's registers only keys and values are read
+        assert (scale == 0) == unread, (
+            name
+        )  # of the last layer's registers only keys and values are read
 
 
 def test_nothing_but_the_rung_gets_a_gradient():
@@ -109,7 +111,9 @@ def test_divergence_of_equals_is_zero_and_temperature_keeps_the_size_of_gradient
     assert divergence(logits, Targets(index, both[0]), 1.0).item() == pytest.approx(0, abs=1e-6)
     # far above every logit, 100^2 KL tends to half the variance of the logits' difference: here of (1, 0, 0)
     moved = logits + torch.tensor([[1.0, 0.0, 0.0]])
-    assert divergence(moved, Targets(index, both[1]), 100.0).item() == pytest.approx(1 / 9, rel=0.02)
+    assert divergence(moved, Targets(index, both[1]), 100.0).item() == pytest.approx(
+        1 / 9, rel=0.02
+    )
 
 
 def test_a_known_teacher_is_not_asked_again_and_changes_nothing(tmp_path, monkeypatch):
@@ -146,5 +150,7 @@ def test_pictures_of_all_rows_are_joined_in_reading_order():
     batch = collate(encoded, 0)
 
     assert batch.pictures == (1, 1, 1, 2, 3)
-    assert torch.equal(batch.images["pixel_values"], join_images([row.images for row in encoded])["pixel_values"])
+    assert torch.equal(
+        batch.images["pixel_values"], join_images([row.images for row in encoded])["pixel_values"]
+    )
     assert batch.row.tolist() == [0, 0, 1, 1, 2, 2, 3, 4]

@@ -25,8 +25,17 @@ from victorctl.finetune import finetune
 from victorctl.recipe import Recipe, Run, TrainSection
 from victorctl.training import Plan, learning_rate
 
-STAGE = importlib.import_module("victorctl.finetune")  # the module; the package's attribute is the function
-QUICK = {"steps": 6, "batch_size": 2, "questions": 2, "rank": 3, "checkpoint_every": 2, "warmup": 0.2}
+STAGE = importlib.import_module(
+    "victorctl.finetune"
+)  # the module; the package's attribute is the function
+QUICK = {
+    "steps": 6,
+    "batch_size": 2,
+    "questions": 2,
+    "rank": 3,
+    "checkpoint_every": 2,
+    "warmup": 0.2,
+}
 
 
 @pytest.fixture
@@ -34,7 +43,9 @@ def model(tmp_path):
     """A converted tiny model, in several shards."""
     folder = victor_folder(tmp_path / "model", victor_llava(), max_shard_size="40KB")
     assert len(checkpoint.weight_files(folder)) > 1
-    lineage.add_stage(folder, command="convert", settings={}, parent_sha256="", seed=0, base_intact=True)
+    lineage.add_stage(
+        folder, command="convert", settings={}, parent_sha256="", seed=0, base_intact=True
+    )
     return folder
 
 
@@ -60,7 +71,9 @@ def base_bytes(folder):
     return {file.name: file.read_bytes() for file in checkpoint.weight_files(folder)}
 
 
-@pytest.mark.parametrize(("rung", "layers"), [("registers", "all"), ("register-lora", "early"), ("register-lora", "all")])
+@pytest.mark.parametrize(
+    ("rung", "layers"), [("registers", "all"), ("register-lora", "early"), ("register-lora", "all")]
+)
 def test_intact_rungs_change_victor_tensors_only(tmp_path, model, data, rung, layers):
     result = finetune(model, recipe=recipe(data, rung, layers=layers), run=run(tmp_path / "out"))
 
@@ -69,50 +82,81 @@ def test_intact_rungs_change_victor_tensors_only(tmp_path, model, data, rung, la
     before, after = (load_file(f / "victor.safetensors") for f in (model, tmp_path / "out"))
     assert not torch.equal(before["victor.registers.weight"], after["victor.registers.weight"])
     adapted = {name.split(".")[2] for name in after if "adapters" in name}
-    assert adapted == {"registers": set(), "early": {"0", "1"}, "all": set("012345")}[rung if rung == "registers" else layers]
+    assert (
+        adapted
+        == {"registers": set(), "early": {"0", "1"}, "all": set("012345")}[
+            rung if rung == "registers" else layers
+        ]
+    )
     assert result["trainable_parameters"] == sum(t.numel() for t in after.values())
 
 
 def test_the_trained_folder_loads_as_both_models(tmp_path, model, data):
     finetune(model, recipe=recipe(data), run=run(tmp_path / "out"))
-    inputs = tiny_processor()(text="<image> what is this ?", images=tiny_picture(), return_tensors="pt")
+    inputs = tiny_processor()(
+        text="<image> what is this ?", images=tiny_picture(), return_tensors="pt"
+    )
 
     def load(folder, **how):
-        loaded, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **how)
+        loaded, info = AutoModelForImageTextToText.from_pretrained(
+            folder, output_loading_info=True, **how
+        )
         assert not info["missing_keys"] and not info["unexpected_keys"]
         return loaded(**inputs).logits
 
     assert torch.equal(load(tmp_path / "out"), load(model))
     trained = load(tmp_path / "out", trust_remote_code=True)
-    assert torch.equal(trained, checkpoint.load(tmp_path / "out", Run(device="cpu"))(**inputs).logits)
+    assert torch.equal(
+        trained, checkpoint.load(tmp_path / "out", Run(device="cpu"))(**inputs).logits
+    )
     assert not torch.allclose(trained, load(model, trust_remote_code=True), atol=1e-3)
 
 
 def test_lora_is_merged_into_the_shards_it_touches_and_the_source_stays(tmp_path, model, data):
     before = base_bytes(model)
-    result = finetune(model, recipe=recipe(data, "lora", learning_rate=1e-2), run=run(tmp_path / "out"))
+    result = finetune(
+        model, recipe=recipe(data, "lora", learning_rate=1e-2), run=run(tmp_path / "out")
+    )
 
     assert result["base_intact"] is False
     assert base_bytes(model) == before
-    old, new = ({k: v for f in checkpoint.weight_files(d) for k, v in load_file(f).items()} for d in (model, tmp_path / "out"))
+    old, new = (
+        {k: v for f in checkpoint.weight_files(d) for k, v in load_file(f).items()}
+        for d in (model, tmp_path / "out")
+    )
     changed = {name for name in old if not torch.equal(old[name], new[name])}
-    linears = {name for name in old if "language_model" in name and ".layers." in name and old[name].dim() == 2}
+    linears = {
+        name
+        for name in old
+        if "language_model" in name and ".layers." in name and old[name].dim() == 2
+    }
     assert changed == linears
     assert not any("lora" in name for name in new)
-    assert json.loads((tmp_path / "out" / "victor.json").read_text())["stages"][-1]["base_intact"] is False
+    assert (
+        json.loads((tmp_path / "out" / "victor.json").read_text())["stages"][-1]["base_intact"]
+        is False
+    )
 
 
 def test_the_loss_falls_and_is_drawn(tmp_path, model, data):
-    result = finetune(model, recipe=recipe(data, steps=40, learning_rate=2e-2, checkpoint_every=100), run=run(tmp_path / "out"))
+    result = finetune(
+        model,
+        recipe=recipe(data, steps=40, learning_rate=2e-2, checkpoint_every=100),
+        run=run(tmp_path / "out"),
+    )
 
     assert result["loss"]["last"] < 0.7 * result["loss"]["first"]
     assert (tmp_path / "out" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert len((tmp_path / "out" / "loss.jsonl").read_text().splitlines()) == 40
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 5])  # before, between and after checkpoints at 2 and 4
+@pytest.mark.parametrize(
+    "stop_after", [1, 3, 5]
+)  # before, between and after checkpoints at 2 and 4
 @pytest.mark.parametrize("rung", ["register-lora", "lora"])
-def test_ctrl_c_and_resume_give_the_weights_of_an_uninterrupted_run(tmp_path, model, data, monkeypatch, stop_after, rung):
+def test_ctrl_c_and_resume_give_the_weights_of_an_uninterrupted_run(
+    tmp_path, model, data, monkeypatch, stop_after, rung
+):
     settings = recipe(data, rung)
     finetune(model, recipe=settings, run=run(tmp_path / "whole"))
     shutil.rmtree(tmp_path / "hf")  # so that the second run asks the teacher as the first did
@@ -127,7 +171,9 @@ def test_ctrl_c_and_resume_give_the_weights_of_an_uninterrupted_run(tmp_path, mo
 
     for file in (tmp_path / "whole").glob("*.safetensors"):
         assert file.read_bytes() == (tmp_path / "parts" / file.name).read_bytes(), file.name
-    assert (tmp_path / "whole/loss.jsonl").read_bytes() == (tmp_path / "parts/loss.jsonl").read_bytes()
+    assert (tmp_path / "whole/loss.jsonl").read_bytes() == (
+        tmp_path / "parts/loss.jsonl"
+    ).read_bytes()
     assert not (tmp_path / "parts.training").exists()
 
 
@@ -168,7 +214,9 @@ def test_checkpoints_hold_only_what_is_trained(tmp_path, model, data, monkeypatc
         finetune(model, recipe=recipe(data, "registers"), run=run(tmp_path / "out"))
 
     names = set(load_file(tmp_path / "out.training/state.safetensors"))
-    assert names == {f"{kind}.victor.registers.weight" for kind in ("parameter", "exp_avg", "exp_avg_sq")}
+    assert names == {
+        f"{kind}.victor.registers.weight" for kind in ("parameter", "exp_avg", "exp_avg_sq")
+    }
 
 
 def test_a_resumed_run_must_be_the_same_run(tmp_path, model, data, monkeypatch):
@@ -177,7 +225,9 @@ def test_a_resumed_run_must_be_the_same_run(tmp_path, model, data, monkeypatch):
         finetune(model, recipe=recipe(data), run=run(tmp_path / "out"))
 
     with pytest.raises(VictorError, match="learning_rate was 0.002, is 0.01"):
-        finetune(model, recipe=recipe(data, learning_rate=0.01), run=run(tmp_path / "out", resume=True))
+        finetune(
+            model, recipe=recipe(data, learning_rate=0.01), run=run(tmp_path / "out", resume=True)
+        )
     with pytest.raises(VictorError, match="holds an interrupted run"):
         finetune(model, recipe=recipe(data), run=run(tmp_path / "out"))
 
@@ -214,7 +264,11 @@ def test_an_output_that_exists_is_not_touched(tmp_path, model, data):
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, model, data):
     with pytest.raises(VictorError, match="the loss is (nan|inf)"):
-        finetune(model, recipe=recipe(data, learning_rate=1e30, clip=1e30, warmup=0.0), run=run(tmp_path / "out"))
+        finetune(
+            model,
+            recipe=recipe(data, learning_rate=1e30, clip=1e30, warmup=0.0),
+            run=run(tmp_path / "out"),
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -226,7 +280,11 @@ def test_adapters_of_another_shape_are_refused_and_equal_ones_trained_on(tmp_pat
 
     stages = lineage.read_lineage(tmp_path / "twice")["stages"]
     assert [stage["command"] for stage in stages] == ["convert", "finetune", "finetune"]
-    assert stages[2]["parent_sha256"] == stages[1]["weights_sha256"] == lineage.weights_sha256(tmp_path / "once")
+    assert (
+        stages[2]["parent_sha256"]
+        == stages[1]["weights_sha256"]
+        == lineage.weights_sha256(tmp_path / "once")
+    )
 
 
 def test_dry_run_counts_and_writes_nothing(tmp_path, model, data):
@@ -247,7 +305,9 @@ def test_a_plan_sees_every_row_once_an_epoch_in_an_order_of_its_own(data):
     assert sorted(names[:5]) == sorted(names[5:]) == [row.id for row in rows]
     assert names[:5] != names[5:]
     assert {len(row.conversations) for row in seen} == {3}
-    first, second = (next(row for row in part if row.id == "train-0") for part in (seen[:5], seen[5:]))
+    first, second = (
+        next(row for row in part if row.id == "train-0") for part in (seen[:5], seen[5:])
+    )
     assert first.conversations != second.conversations
     assert [row.id for row in plan.step(3)] == names[6:8]
 

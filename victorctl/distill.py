@@ -66,8 +66,14 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Move every tensor."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, images={name: value.to(device) for name, value in self.images.items()}, **moved)
+        moved = {
+            name: value.to(device)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(
+            self, images={name: value.to(device) for name, value in self.images.items()}, **moved
+        )
 
     @property
     def asked(self) -> Tensor:
@@ -104,9 +110,13 @@ def collate(rows: Sequence[EncodedRow], pad_id: int) -> Batch | None:
     starts = [row.conversations[0].input_ids[: row.prefix] for row in rows]
     prefix, prefix_mask = pad(starts, side="left", value=pad_id)
     suffix, suffix_mask = pad(
-        [said.input_ids[rows[number].prefix :] for number, said in pairs], side="right", value=pad_id
+        [said.input_ids[rows[number].prefix :] for number, said in pairs],
+        side="right",
+        value=pad_id,
     )
-    labels, _ = pad([said.labels[rows[number].prefix :] for number, said in pairs], side="right", value=IGNORED)
+    labels, _ = pad(
+        [said.labels[rows[number].prefix :] for number, said in pairs], side="right", value=IGNORED
+    )
     digests = [_digest(row) for row in rows]
     return Batch(
         images=join_images([row.images for row in rows]),
@@ -186,14 +196,18 @@ class Distillation(nn.Module):
     @torch.no_grad()
     def _features(self, batch: Batch) -> list[Tensor]:
         """Run tower and projector; one tensor [visual tokens, d] a picture."""
-        return list(self.model.model.get_image_features(**batch.images, return_dict=True).pooler_output)
+        return list(
+            self.model.model.get_image_features(**batch.images, return_dict=True).pooler_output
+        )
 
     def _embed(self, ids: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Embed tokens and put features at the placeholders, which are marked in the second result."""
         embeddings = self.text.get_input_embeddings()(ids)
         visual = ids == self.model.config.image_token_id
         if features:
-            embeddings = embeddings.masked_scatter(visual[..., None], torch.cat(list(features)).to(embeddings.dtype))
+            embeddings = embeddings.masked_scatter(
+                visual[..., None], torch.cat(list(features)).to(embeddings.dtype)
+            )
         return embeddings, visual
 
     def _early(self, batch: Batch, features: list[Tensor]) -> Early:

@@ -19,7 +19,7 @@ from victorctl.distill import Distillation
 from victorctl.errors import VictorError
 from victorctl.modeling_victor import PREFIX, WEIGHTS, read_header, write_config, write_indexes
 from victorctl.recipe import Recipe, Run
-from victorctl.runtime import progress, seed_everything, set_threads
+from victorctl.runtime import progress, say, seed_everything, set_threads
 from victorctl.teacher import TeacherCache
 from victorctl.training import (
     Plan,
@@ -70,7 +70,15 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     parent = lineage.weights_sha256(model)
     state = State(out.with_name(f"{out.name}.training"), _identity(recipe, parent))
     state.begin(resume=run.resume, overwrite=run.overwrite)
-    log = _train(network, parameters, Plan(rows, train, recipe.seed), processor, state, run, _teacher(recipe, run, model))
+    log = _train(
+        network,
+        parameters,
+        Plan(rows, train, recipe.seed),
+        processor,
+        state,
+        run,
+        _teacher(recipe, run, model),
+    )
     with folders.writing(out, overwrite=run.overwrite) as folder:
         _write(model, folder, network)
         plots.loss_curve(log, folder / "loss.png")
@@ -154,7 +162,10 @@ def _train(network, parameters, plan, processor, state, run, known) -> Log:  # n
             torch.nn.utils.clip_grad_norm_(parameters.values(), train.clip)
             optimizer.step()
             optimizer.zero_grad()
-            entry = {name: value.item() for name, value in zip(("loss", *losses._fields[1:]), losses, strict=True)}
+            entry = {
+                name: value.item()
+                for name, value in zip(("loss", *losses._fields[1:]), losses, strict=True)
+            }
             log.append({"step": len(log) + 1, **entry, "learning_rate": rate * train.learning_rate})
             bar.advance(text=f"loss {entry['loss']:.4f}  rate {log[-1]['learning_rate']:.1e}")
             if len(log) % train.checkpoint_every == 0 or wish.pressed or len(log) == train.steps:
@@ -162,6 +173,10 @@ def _train(network, parameters, plan, processor, state, run, known) -> Log:  # n
                     known.flush()
                 state.save(parameters, optimizer, log)
             if wish.pressed:
+                say(
+                    f"stopped and saved after {len(log)} steps; the same command with --resume goes on",
+                    quiet=run.quiet,
+                )
                 raise KeyboardInterrupt
     return log
 
@@ -178,8 +193,15 @@ def _write(source: Path, folder: Path, network: PreTrainedModel) -> None:
             (folder / file.name).unlink()  # a hard link: writing to it would change the source
             save_file(tensors, folder / file.name, metadata={"format": "pt"})
     dtype = network.lm_head.weight.dtype
-    own = {name: value.to(dtype).contiguous().cpu() for name, value in network.victor.state_dict().items()}
-    save_file({PREFIX + name: value for name, value in own.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+    own = {
+        name: value.to(dtype).contiguous().cpu()
+        for name, value in network.victor.state_dict().items()
+    }
+    save_file(
+        {PREFIX + name: value for name, value in own.items()},
+        folder / WEIGHTS,
+        metadata={"format": "pt"},
+    )
     write_indexes(folder)
     write_config(folder, network.config.victor, network.native.__name__, type(network).__name__)
 

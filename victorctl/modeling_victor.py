@@ -121,7 +121,10 @@ class Adapter(nn.Module):
             if isinstance(module, nn.Linear) and not {"experts", "router"} & set(name.split("."))
         }
         self.linears = nn.ModuleDict(
-            {name.replace(".", "-"): LowRank(linear, rank, scale, self.gate) for name, linear in linears.items()}
+            {
+                name.replace(".", "-"): LowRank(linear, rank, scale, self.gate)
+                for name, linear in linears.items()
+            }
         )
 
 
@@ -307,7 +310,9 @@ def insert_registers(
     before = torch.arange(count, device=hidden.device)
     slot = before - torch.searchsorted(images.row, images.row)  # the image's number within its row
     slots = int(slot.max()) + 1
-    target = (images.row * slots + slot)[:, None] * each + before.new_tensor(range(each))  # [images, r]
+    target = (images.row * slots + slot)[:, None] * each + before.new_tensor(
+        range(each)
+    )  # [images, r]
 
     def place(values: Tensor, fill: float) -> Tensor:
         """Lay values [images * r, ...] out as [b, slots * r, ...]."""
@@ -330,7 +335,12 @@ def insert_registers(
     own = torch.arange(length, device=hidden.device).expand(batch, -1)
     order = torch.cat([own, after], dim=1).argsort(dim=1, stable=True)
     hidden = torch.cat([hidden, place(registers.reshape(-1, width).to(hidden.dtype), 0)], dim=1)
-    joined = Tokens(*(torch.cat(pair, dim=1) for pair in zip(vars(tokens).values(), vars(added).values(), strict=True)))
+    joined = Tokens(
+        *(
+            torch.cat(pair, dim=1)
+            for pair in zip(vars(tokens).values(), vars(added).values(), strict=True)
+        )
+    )
     return hidden.take_along_dim(order[..., None], dim=1), joined.take(order)
 
 
@@ -493,7 +503,9 @@ class CacheWindow(DynamicCache):
         self.cache, self.layers = cache, cache.layers[start:stop]
         self.layer_class_to_replicate = None
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> Any:
         """Store in the whole cache: layers know their number there."""
         return self.cache.update(key_states, value_states, layer_idx, *args, **kwargs)
 
@@ -529,7 +541,13 @@ class VictorText:
         return view
 
     def run_slice(
-        self, start: int, stop: int, hidden: Tensor, tokens: Tokens, cache: VictorCache | None, **kwargs: Any
+        self,
+        start: int,
+        stop: int,
+        hidden: Tensor,
+        tokens: Tokens,
+        cache: VictorCache | None,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run decoder layers start..stop-1 with the backbone's own forward.
 
@@ -590,7 +608,9 @@ class VictorText:
         )
         if cache is not None:
             if position_ids is None:
-                position_ids = torch.arange(inputs_embeds.shape[1], device=valid.device) + cache.seen
+                position_ids = (
+                    torch.arange(inputs_embeds.shape[1], device=valid.device) + cache.seen
+                )
             cache.record(valid.shape[1], [valid, valid], position_ids.expand_as(valid))
         return output
 
@@ -609,7 +629,9 @@ class VictorText:
         if any(asked.values()):
             maybe_install_capturing_hooks(self)
         if asked["output_hidden_states"]:
-            kwargs["output_hidden_states"] = True  # by number they are chosen below, not slice by slice
+            kwargs["output_hidden_states"] = (
+                True  # by number they are chosen below, not slice by slice
+            )
         hidden, early = self.arrange(hidden, attention_mask, position_ids, cache, images)
         first = self.run_slice(0, k, hidden, early, cache, **kwargs)
         hidden, late = first.last_hidden_state.to(hidden.device), early  # layers may lie on several
@@ -669,7 +691,9 @@ class VictorText:
             tokens = replace(tokens, position=next_positions(start, tokens.valid))
         return hidden, tokens
 
-    def _cache(self, cache: Any, use_cache: bool | None, images: Images | None) -> VictorCache | None:
+    def _cache(
+        self, cache: Any, use_cache: bool | None, images: Images | None
+    ) -> VictorCache | None:
         """Make or adopt a cache that can hold two lengths; None where the native forward needs none."""
         if cache is None:
             wanted = self.config.use_cache if use_cache is None else use_cache
@@ -710,7 +734,9 @@ def write_indexes(folder: Path) -> None:
     """Write both indexes: the base's tensors alone, and all of them for the Victor class."""
     headers = {file.name: read_header(file) for file in sorted(folder.glob("*.safetensors"))}
     for index, files in ((BASE_INDEX, set(headers) - {WEIGHTS}), (INDEX, set(headers))):
-        tensors = {name: (file, entry) for file in sorted(files) for name, entry in headers[file].items()}
+        tensors = {
+            name: (file, entry) for file in sorted(files) for name, entry in headers[file].items()
+        }
         offsets = [entry["data_offsets"] for _, entry in tensors.values()]
         content = {
             "metadata": {"total_size": sum(stop - start for start, stop in offsets)},
@@ -732,7 +758,11 @@ def write_config(folder: Path, settings: dict[str, Any], native: str, ours: str)
     config = json.loads(file.read_text())
     remote = f"{Path(__file__).stem}.{ours}"
     names = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM")
-    config |= {"architectures": [native], "auto_map": dict.fromkeys(names, remote), "victor": settings}
+    config |= {
+        "architectures": [native],
+        "auto_map": dict.fromkeys(names, remote),
+        "victor": settings,
+    }
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
@@ -760,7 +790,9 @@ class VictorMixin:
     (None, or `rank`, `alpha` and `layers`: `early` or `all`).
     """
 
-    _supports_attention_backend = False  # engines with one length for all layers must not pick this up
+    _supports_attention_backend = (
+        False  # engines with one length for all layers must not pick this up
+    )
     _can_compile_fullgraph = False
     native: type[nn.Module]
 
@@ -833,7 +865,9 @@ class VictorMixin:
                     "image_sizes": image_sizes,
                 }
                 chosen = {name: value for name, value in chosen.items() if value is not None}
-                features["image"] = self.model.get_image_features(pixel_values, return_dict=True, **chosen)
+                features["image"] = self.model.get_image_features(
+                    pixel_values, return_dict=True, **chosen
+                )
                 pixel_values = None
             if features.get("image") is not None:
                 lengths = [len(feature) for feature in features["image"].pooler_output]
@@ -872,7 +906,9 @@ class VictorMixin:
         return find_images(visual, lengths)
 
     @classmethod
-    def from_pretrained(cls, path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
         """Load a folder that `victorctl` or `save_pretrained` wrote; arguments are transformers' own.
 
         Raises:
@@ -884,7 +920,9 @@ class VictorMixin:
         model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         wrong = {name: keys for name, keys in info.items() if "keys" in name and keys}
         if wrong:
-            raise ValueError(f"{path} does not hold this model: {wrong}\n  fix: convert or download it again")
+            raise ValueError(
+                f"{path} does not hold this model: {wrong}\n  fix: convert or download it again"
+            )
         return (model, info) if output_loading_info else model
 
     def save_pretrained(
@@ -907,10 +945,16 @@ class VictorMixin:
             )
         folder = Path(save_directory)
         state = self.state_dict() if state_dict is None else state_dict
-        own = {name: state[name].detach().contiguous().cpu() for name in state if name.startswith(PREFIX)}
+        own = {
+            name: state[name].detach().contiguous().cpu()
+            for name in state
+            if name.startswith(PREFIX)
+        }
         base = {name: state[name] for name in state if not name.startswith(PREFIX)}
         if is_main_process:
-            (folder / BASE_WEIGHTS).unlink(missing_ok=True)  # it would hide shards that take its place
+            (folder / BASE_WEIGHTS).unlink(
+                missing_ok=True
+            )  # it would hide shards that take its place
         kwargs["variant"] = None
         super().save_pretrained(folder, is_main_process, state_dict=base, **kwargs)
         if is_main_process:

@@ -117,9 +117,6 @@ class TrainSection(Section):
     autocast: Literal["none", "bf16"] = "none"
     """Number format of the arithmetic in training; none: that of the weights."""
 
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
-
     @model_validator(mode="after")
     def _something_is_learnt(self) -> Self:
         if self.cross_entropy == 0 and self.distill == 0:

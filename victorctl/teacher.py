@@ -119,4 +119,3 @@ class TeacherCache:
             ends = tensors.get_tensor("counts").cumsum(0).tolist()
         for number, (start, stop) in enumerate(zip([0, *ends], ends, strict=False)):
             self.places[flat[KEY_BYTES * number :][:KEY_BYTES]] = Place(file, start, stop)
-

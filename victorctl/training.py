@@ -91,7 +91,10 @@ def batches(plan: Plan, processor: ProcessorMixin, start: int) -> Iterator[Batch
         return batch
 
     with ThreadPoolExecutor(1) as pool:
-        pending = [pool.submit(make, number) for number in range(start, min(start + AHEAD, plan.settings.steps))]
+        pending = [
+            pool.submit(make, number)
+            for number in range(start, min(start + AHEAD, plan.settings.steps))
+        ]
         for number in range(start + AHEAD, plan.settings.steps + AHEAD):
             batch = pending.pop(0).result()
             if number < plan.settings.steps:
@@ -159,12 +162,17 @@ def _adapt(model: PreTrainedModel, wanted: dict[str, Any]) -> None:
     model.config.victor = {**model.config.victor, "adapter": wanted}
 
 
-def make_optimizer(parameters: Mapping[str, nn.Parameter], settings: TrainSection) -> torch.optim.AdamW:
+def make_optimizer(
+    parameters: Mapping[str, nn.Parameter], settings: TrainSection
+) -> torch.optim.AdamW:
     """Make AdamW with a group for the registers, whose rate may differ."""
     own = settings.register_learning_rate or settings.learning_rate
     registers = [value for name, value in parameters.items() if ".registers." in name]
     others = [value for name, value in parameters.items() if ".registers." not in name]
-    groups = [{"params": registers, "peak": own}, {"params": others, "peak": settings.learning_rate}]
+    groups = [
+        {"params": registers, "peak": own},
+        {"params": others, "peak": settings.learning_rate},
+    ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], weight_decay=settings.weight_decay
     )
@@ -211,14 +219,19 @@ class State:
         before = json.loads((self.folder / "run.json").read_text())
         changed = [key for key in self.identity if self.identity[key] != before.get(key)]
         if changed:
-            said = "; ".join(f"{key} was {before.get(key)}, is {self.identity[key]}" for key in changed)
+            said = "; ".join(
+                f"{key} was {before.get(key)}, is {self.identity[key]}" for key in changed
+            )
             raise VictorError(
                 f"{self.folder}: another run lies here: {said}",
                 fix="give the settings of that run, or leave --resume out and add --overwrite",
             )
 
     def save(
-        self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, log: Sequence[Mapping[str, float]]
+        self,
+        parameters: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        log: Sequence[Mapping[str, float]],
     ) -> None:
         """Write a checkpoint after len(log) steps; the one before is replaced only when it is whole."""
         tensors = {f"parameter.{name}": value.detach() for name, value in parameters.items()}
@@ -229,14 +242,17 @@ class State:
         lines = "".join(json.dumps(entry) + "\n" for entry in log)
         write_whole(self.file, save(tensors, {"log": lines}))
 
-    def restore(self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
+    def restore(
+        self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+    ) -> list[dict[str, float]]:
         """Read the checkpoint back into the parameters and the optimizer, and return the log."""
         with safe_open(self.file, "pt") as tensors:
             log = [json.loads(line) for line in tensors.metadata()["log"].splitlines()]
             for name, value in parameters.items():
                 value.data.copy_(tensors.get_tensor(f"parameter.{name}"))
                 optimizer.state[value] = {
-                    moment: tensors.get_tensor(f"{moment}.{name}").to(value.device) for moment in ADAM
+                    moment: tensors.get_tensor(f"{moment}.{name}").to(value.device)
+                    for moment in ADAM
                 } | {"step": torch.tensor(float(len(log)))}
         return log
 

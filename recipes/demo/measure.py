@@ -37,7 +37,10 @@ def measure(name: str, out: Path) -> None:
     results = {stage: run(words) for stage, words in commands.items()}
     written = ROOT / "docs" / "results" / f"demo-{name}.json"
     written.write_text(
-        json.dumps({"commands": [shlex.join(words) for words in commands.values()], **results}, indent=1) + "\n"
+        json.dumps(
+            {"commands": [shlex.join(words) for words in commands.values()], **results}, indent=1
+        )
+        + "\n"
     )
 
 
