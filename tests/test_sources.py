@@ -1,7 +1,7 @@
 import pytest
 from huggingface_hub import constants
 
-from tests.hub import COMMIT, Hub
+from tests.hub import COMMIT, serving
 from victorctl.errors import VictorError
 from victorctl.sources import Source, fetch_weights, open_source
 
@@ -31,26 +31,9 @@ def hub(tmp_path, monkeypatch):
     for name in (*SMALL, *SHARDS, *OTHERS):
         (model / name).parent.mkdir(parents=True, exist_ok=True)
         (model / name).write_text(name)  # the cache keeps equal contents once
-    for name in (
-        "http_proxy",
-        "HTTP_PROXY",
-        "https_proxy",
-        "HTTPS_PROXY",
-        "all_proxy",
-        "ALL_PROXY",
-    ):
-        monkeypatch.delenv(name, raising=False)
-    with Hub({"ada/llava": model, "ada/gated": "GatedRepo"}) as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            server.url + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with serving(
+        monkeypatch, tmp_path / "cache", {"ada/llava": model, "ada/gated": "GatedRepo"}
+    ) as server:
         yield server
 
 
