@@ -1,0 +1,121 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.hub import serving
+from tests.tiny import tiny_llava
+from victorctl import checkpoint, parity
+from victorctl.convert import convert
+from victorctl.errors import VictorError
+from victorctl.inspect import inspect as look
+from victorctl.recipe import Run, load_recipe
+
+
+@pytest.fixture
+def llava(tmp_path):
+    """A model of 6 layers, 32 wide, with 16 visual tokens."""
+    return tiny_llava(tmp_path / "llava", max_shard_size="100KB", dtype=torch.bfloat16)
+
+
+@pytest.fixture
+def victor(llava, tmp_path):
+    flags = {"victor.registers": 4, "victor.drop_layer": 3, "convert.verify": "none"}
+    recipe = load_recipe(flags=flags | {"victor.init": "embeddings"})
+    convert(str(llava), recipe=recipe, run=Run(out=tmp_path / "victor", quiet=True))
+    return tmp_path / "victor"
+
+
+@pytest.fixture(autouse=True)
+def no_weights_are_loaded(monkeypatch):
+    for place, name in ((checkpoint, "load"), (parity, "native_model")):
+        monkeypatch.setattr(place, name, lambda *_args, **_more: pytest.fail("loaded"))
+
+
+def test_tells_what_a_model_is_and_what_victor_would_make_of_it(llava):
+    tensors = [
+        tensor for file in llava.glob("*.safetensors") for tensor in load_file(file).values()
+    ]
+    assert len(list(llava.glob("*.safetensors"))) > 1
+
+    found = look(str(llava))
+
+    assert found.pop("estimate")["registers"] == 8  # the recipe's default
+    assert found == {
+        "source": "llava",
+        "family": "llava",
+        "layout": "hf",
+        "backbone": "llama",
+        "layers": 6,
+        "hidden_size": 32,
+        "parameters": sum(tensor.numel() for tensor in tensors),
+        "dtype": "bfloat16",
+        "visual_tokens": 16,
+        "victor": None,
+    }
+
+
+def test_the_estimate_is_that_of_the_folders_own_settings(victor):
+    found = look(str(victor))["estimate"]
+    assert (found["registers"], found["drop_layer"], found["text_tokens"]) == (4, 3, 64)
+    # 3 of 6 layers see 16 + 4 tokens, 3 see 4; with 64 of text 84 and 68, the base 80 in each
+    assert found["mean_visual_tokens"] == 12
+    assert found["cache_ratio"] == pytest.approx((3 * 84 + 3 * 68) / (6 * 80))
+
+    # a layer: 32 x (2 x 32 for q and o + 2 x 16 for k and v + 3 x 64) weights, 4 x 32 x n^2 scores
+    def flops(*tokens):
+        return sum(2 * 32 * 288 * n + 4 * 32 * n * n for n in tokens) + 2 * 32 * 95
+
+    ours, base = flops(84, 84, 84, 68, 68, 68), flops(*[80] * 6)
+    assert found["flops_ratio"] == pytest.approx(ours / base)
+
+
+def test_low_rank_updates_cost_something(victor):
+    before = look(str(victor))["estimate"]["flops_ratio"]
+    config = json.loads((victor / "config.json").read_text())
+    ratios = []
+    for layers in ("early", "all"):
+        config["victor"]["adapter"] = {"rank": 4, "alpha": 4, "layers": layers}
+        (victor / "config.json").write_text(json.dumps(config))
+        ratios.append(look(str(victor))["estimate"]["flops_ratio"])
+    assert ratios[1] - before == pytest.approx(2 * (ratios[0] - before))  # 3 of 6 layers, or all
+    assert ratios[0] > before
+
+
+def test_of_a_victor_model_it_tells_settings_and_lineage(llava, victor):
+    found = look(str(victor))
+    assert found["layout"] == "victor"
+    assert found["parameters"] == look(str(llava))["parameters"]  # registers are counted apart
+    settings = {"registers": 4, "drop_layer": 3, "positions": "overlay", "adapter": None}
+    assert {name: found["victor"][name] for name in settings} == settings
+    assert found["victor"]["parameters"] == 4 * 32
+    assert found["victor"]["base_intact"] is True
+    assert found["victor"]["code_current"] is True
+    assert [stage["command"] for stage in found["victor"]["lineage"]] == ["convert"]
+
+    (victor / "modeling_victor.py").write_text("older")
+    assert look(str(victor))["victor"]["code_current"] is False
+
+
+def test_a_hub_id_is_inspected_without_its_weights(llava, tmp_path, monkeypatch):
+    expected = look(str(llava))
+    with serving(monkeypatch, tmp_path / "cache", {"ada/llava": llava}):
+        found = look("ada/llava")
+    assert found == expected | {"source": "ada/llava"}
+    cached = [path.name for path in (tmp_path / "cache").rglob("*")]
+    assert "config.json" in cached
+    assert not [name for name in cached if name.endswith(".safetensors")]
+
+
+def test_a_damaged_shard_is_named(llava):
+    shard = llava / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(VictorError, match=r"model-00002-of-00002\.safetensors: truncated"):
+        look(str(llava))
+
+
+def test_what_is_no_llava_is_refused(llava):
+    (llava / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(VictorError, match="llava: a model of type bert is no LLaVA"):
+        look(str(llava))
