@@ -27,6 +27,7 @@ from victorctl.cost import (
     tokens_per_layer,
     tower_flops,
 )
+from victorctl.modeling_victor import VictorLlava
 
 # No two widths are equal: queries are 48 wide, keys 16, the hidden states 36, the MLP 72.
 TEXT = LlamaConfig(
@@ -68,14 +69,15 @@ def llava(vision, **settings):
     return LlavaConfig(text_config=TEXT, vision_config=vision, image_token_index=5, **settings)
 
 
-def count(config, text):
+def count(config, text, build=LlavaForConditionalGeneration):
     """Prefill one prompt with one picture; give PyTorch's count per module, and the cache."""
     torch.manual_seed(0)
-    model = LlavaForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
+    model = build(config).eval().requires_grad_(False)
+    model.set_attn_implementation("eager")
     visual = shape_of(config).projected
     tokens = torch.tensor([[1] + [5] * visual + [2] * (text - 1)])
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
+    with counter:
         cache = model(
             input_ids=tokens, pixel_values=torch.randn(1, 3, 30, 30), logits_to_keep=1
         ).past_key_values
@@ -105,6 +107,27 @@ def test_an_unconverted_model_costs_what_pytorch_counts(config, visual):
     assert tower_flops(shape) == tower
     assert projector_flops(shape) == projector
     assert prefill_flops(shape, tokens) == whole - tower - projector
+    assert cache_bytes(shape, tokens) == cached(cache)
+
+
+@pytest.mark.parametrize(
+    ("layers", "adapted"),
+    [(None, 0), ("early", 2), ("all", 3)],
+    ids=["registers alone", "register-lora in early layers", "register-lora in all layers"],
+)
+def test_a_victor_model_costs_what_pytorch_counts(layers, adapted):
+    config = llava(CLIPVisionConfig(**TOWER))
+    adapter = {"rank": 5, "alpha": 5, "layers": layers} if layers else None
+    sizes = {"registers": 4, "drop_layer": 2}
+    config.victor = {**sizes, "positions": "overlay", "adapter": adapter}
+    shape = shape_of(config)
+    tokens = tokens_per_layer(3, 2, visual=25, registers=4, text=11)
+
+    flops, cache = count(config, text=11, build=VictorLlava)
+
+    seen = tower_flops(shape) + projector_flops(shape)
+    updates = adapter_flops(shape, 4, rank=5, layers=adapted)
+    assert prefill_flops(shape, tokens) + updates + seen == flops["Global"]
     assert cache_bytes(shape, tokens) == cached(cache)
 
 
