@@ -200,12 +200,15 @@ def _find_parent(folder: Path) -> Source:
         VictorError: If it is in neither place.
     """
     stages = checkpoint.read_lineage(folder)["stages"]
+    intact = {stage["weights_sha256"] for stage in stages if stage["base_intact"]}
     origin = stages[0].get("source", {}) if stages else {}
-    wanted = {stage["weights_sha256"] for stage in stages if stage["base_intact"]}
-    wanted |= {stage["parent_sha256"] for stage in stages[:1]}
     for other in sorted(path for path in folder.resolve().parent.iterdir() if path.is_dir()):
-        promising = other.name == origin.get("name") or _own_hash(other) in wanted
-        if promising and checkpoint.weights_sha256(other) in wanted:
+        expected = _own_hash(other)
+        if expected not in intact and other.name == origin.get("name"):
+            expected = stages[0]["parent_sha256"]
+        elif expected not in intact:
+            continue
+        if checkpoint.weights_sha256(other) == expected:
             return open_source(str(other))
     if origin.get("commit"):
         return open_source(origin["name"], revision=origin["commit"])

@@ -57,17 +57,18 @@ def evaluate(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         pictures=[question.pictures for question in asked],
         seed=recipe.seed,
     )
+    timed = asked[:SEVERAL]
     result = {
         **quality,
         **_costs(field, answers),
-        **_speeds(field, asked[:SEVERAL], recipe.eval.repeats),
+        **_speeds(field, timed, recipe.eval.repeats),
         "baselines": {
             name: _baseline(field, name, answers, accepted, quality["accuracy"][BASE])
             for name in field.ways
         },
         "report": str(out / "report.html"),
         "weights_sha256": checkpoint.weights_sha256(model),
-        "settings": _settings(model, field, recipe),
+        "settings": _settings(model, field, recipe) | {"speed_batch_size": len(timed)},
         "seconds": time.perf_counter() - started,
     }
     shown = _differences(asked, answers, marks, recipe)
@@ -161,7 +162,6 @@ def _settings(model: Path, field: Field, recipe: Recipe) -> dict[str, Any]:
         **{key: victor[key] for key in ("registers", "drop_layer", "positions")},
         **asked,
         "seed": recipe.seed,
-        "speed_batch_size": min(SEVERAL, recipe.eval.limit or SEVERAL),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "dtype": str(field.model.dtype).removeprefix("torch."),
         "attention": field.model.config._attn_implementation,
