@@ -1,14 +1,15 @@
-"""Victor: a LLaVA whose visual tokens leave after a few layers, and whose registers carry the image.
+"""Victor: a LLaVA whose visual tokens leave early, and whose registers carry the image on.
 
-This file is the whole runtime. It lies in every model folder that victorctl writes, byte for byte as it
-is in the package, and imports only torch and transformers:
+This file is the whole runtime. It lies in every model folder that victorctl writes, byte for byte
+as it is in the package, and imports only torch, transformers and safetensors:
 
     AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
 
 Without `trust_remote_code` the same folder loads as the unconverted model.
 
-Reading order: `VictorMixin` (what a caller sees), `VictorText` (the layers in two slices), `Tokens` and
-the functions after it (who is where), `VictorCache` (two lengths in one cache), `Victor` (the parameters).
+Reading order: `VictorMixin` (what a caller sees), `VictorText` (the layers in two slices), `Tokens`
+and the functions after it (who is where), `VictorCache` (two lengths in one cache), `Victor` (the
+parameters).
 
 Shapes: b rows, n tokens the caller passes, t tokens in the sequence at hand, d width, r registers.
 
@@ -75,15 +76,16 @@ class Registers(nn.Module):
 
 
 class Gate:
-    """Where the registers stand in the sequence that one layer is reading now: flat row indices, or None."""
+    """Where registers stand in the sequence that a layer is reading: flat row indices, or None."""
 
     rows: Tensor | None = None
 
 
 class LowRank(nn.Module):
-    """A low-rank update of one Linear that acts on registers only: no other token's arithmetic changes.
+    """A low-rank update of one Linear, at registers only: no other token's arithmetic changes.
 
-    Source: Hu et al. 2021, arXiv 2106.09685, for the update; acting at registers alone is this project's.
+    Source: Hu et al. 2021, arXiv 2106.09685, for the update; acting at registers alone is this
+    project's.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, scale: float, gate: Gate) -> None:
@@ -162,7 +164,7 @@ class Victor(nn.Module):
             self.adapters[str(index)] = Adapter(layers[index], adapter["rank"], scale)
 
     def open_gates(self, start: int, stop: int, rows: Tensor | None) -> None:
-        """Tell the adapters of layers start..stop-1 which flat rows hold registers; None for none."""
+        """Tell the adapters of layers start..stop-1 which flat rows hold registers, if any."""
         for index in range(start, stop):
             if str(index) in self.adapters:
                 self.adapters[str(index)].gate.rows = rows
@@ -205,8 +207,8 @@ class Tokens:
 class Images(NamedTuple):
     """The images that arrive in a call.
 
-    `visual` [b, n] marks their placeholders. `row` and `column` [images] say where each image ends; the
-    registers follow there. A column of -1 means that the image ended just before this call.
+    `visual` [b, n] marks their placeholders. `row` and `column` [images] say where each image ends;
+    the registers follow there. A column of -1 means that the image ended just before this call.
     """
 
     visual: Tensor
@@ -219,7 +221,7 @@ def find_images(visual: Tensor, lengths: list[int]) -> Images:
 
     Args:
         visual: True at placeholders [b, n].
-        lengths: Visual tokens of each image, in reading order; adjacent images are told apart by it.
+        lengths: Visual tokens of each image, in reading order; they tell adjacent images apart.
     """
     flat = visual.flatten().nonzero().squeeze(1)
     last = torch.tensor(lengths, device=flat.device).cumsum(0) - 1
@@ -228,7 +230,7 @@ def find_images(visual: Tensor, lengths: list[int]) -> Images:
 
 
 def valid_tokens(attention_mask: Tensor | None, hidden: Tensor) -> Tensor:
-    """Read off which of the caller's tokens are not padding [b, n]; the mask may cover the past too.
+    """Tell which of the caller's tokens are not padding [b, n]; the mask may cover the past too.
 
     Raises:
         ValueError: If the mask is not two-dimensional.
@@ -270,7 +272,8 @@ def check_positions(position: Tensor, valid: Tensor, *, packed: bool, consecutiv
         )
     if consecutive and bool(((step != 1) & inside).any()):
         raise ValueError(
-            "Under positions: append the model numbers the tokens itself, and these position_ids have gaps."
+            "Under positions: append the model numbers the tokens itself, and these position_ids "
+            "have gaps."
             "\n  fix: leave position_ids out, or convert with --positions overlay"
         )
 
@@ -371,7 +374,7 @@ def drop_visual(hidden: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens]:
 
 
 def scatter(hidden: Tensor, tokens: Tokens, length: int) -> Tensor:
-    """Lay states [b, t, d] back onto the caller's columns [b, length, d]; zeros where nobody answers."""
+    """Lay states [b, t, d] back onto the caller's columns [b, length, d]; elsewhere zeros."""
     batch, _, width = hidden.shape
     column = torch.where(tokens.valid & (tokens.origin >= 0), tokens.origin, length)
     out = hidden.new_zeros(batch, length + 1, width)
@@ -393,8 +396,8 @@ def choose(states: tuple[Tensor, ...], asked: bool | int | list[int]) -> tuple[T
 class VictorCache(DynamicCache):
     """A dynamic cache whose early layers are longer than its late ones.
 
-    Its length is the caller's: tokens passed so far, placeholders included, registers not. For the early
-    and the late layers it also keeps the padding mask, and for every row the next position.
+    Its length is the caller's: tokens passed so far, placeholders included, registers not. For the
+    early and the late layers it also keeps the padding mask, and for every row the next position.
 
     Args:
         config: Configuration of the text model.
@@ -432,7 +435,13 @@ class VictorCache(DynamicCache):
         return torch.cat([self.valid[stage], valid], dim=1) if self.valid else valid
 
     def record(self, length: int, valid: list[Tensor], position: Tensor) -> None:
-        """Note what a call has added: `length` tokens of the caller, both stages' masks, early positions."""
+        """Note what a call has added.
+
+        Args:
+            length: Tokens of the caller.
+            valid: Padding masks of the early and of the late layers, each [b, t of its stage].
+            position: Positions in the early layers [b, t of the early].
+        """
         after = (position + 1).masked_fill(~valid[0], 0).amax(dim=1)
         if self.next_position is not None:
             after = torch.maximum(after, self.next_position)
@@ -458,7 +467,8 @@ class VictorCache(DynamicCache):
         cuts = bool(self.valid) and tokens_to_remove < 0
         if cuts and self.seen + tokens_to_remove < self.floor:
             raise ValueError(
-                f"crop({tokens_to_remove}) reaches into an image, which ends at token {self.floor} of {self.seen}."
+                f"crop({tokens_to_remove}) reaches into an image, which ends at token "
+                f"{self.floor} of {self.seen}."
                 "\n  fix: crop text only, or start again from an empty cache"
             )
         if cuts and not torch.equal(*(valid[:, tokens_to_remove:] for valid in self.valid)):
@@ -516,14 +526,14 @@ class CacheWindow(DynamicCache):
 class VictorText:
     """The text model, run as two slices of its own layers with the drop in between.
 
-    Mixed into the native class of the text model (`text_class`); `victor` is the parameters' module,
-    held without being registered here.
+    Mixed into the native class of the text model (`text_class`); `victor` is the module of the
+    parameters, held without being registered here.
     """
 
     victor: Victor
 
     def layer_slice(self, start: int, stop: int) -> nn.Module:
-        """Show decoder layers start..stop-1 as a model of the native class, sharing every parameter.
+        """Show decoder layers start..stop-1 as a native model that shares every parameter.
 
         The final norm belongs to the slice that holds the last layer. Nothing is registered and the
         state dict is unchanged.
@@ -574,7 +584,7 @@ class VictorText:
             **kwargs,
         )
 
-    def forward(
+    def forward(  # noqa: PLR0913 (the native signature, and images)
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -667,8 +677,8 @@ class VictorText:
     ) -> tuple[Tensor, Tokens]:
         """Say what stands where, registers inserted, at the positions that the settings ask for.
 
-        `overlay`: registers take the positions of the last visual tokens, text keeps the base model's.
-        `append`: registers follow the visual tokens, and the text after them moves up.
+        `overlay`: registers take the positions of the last visual tokens, and text keeps those of
+        the base model. `append`: registers follow the visual tokens, and text after them moves up.
         """
         append = self.victor.positions == "append"
         valid = valid_tokens(attention_mask, hidden)
@@ -694,7 +704,7 @@ class VictorText:
     def _cache(
         self, cache: Any, use_cache: bool | None, images: Images | None
     ) -> VictorCache | None:
-        """Make or adopt a cache that can hold two lengths; None where the native forward needs none."""
+        """Make or adopt a cache that can hold two lengths; None where the native one will do."""
         if cache is None:
             wanted = self.config.use_cache if use_cache is None else use_cache
             checkpointing = self.training and self.gradient_checkpointing
@@ -702,9 +712,10 @@ class VictorText:
         adopted = VictorCache.adopt(cache, self.config)
         if adopted is None and images is not None:
             raise ValueError(
-                f"A Victor model cannot put an image into this cache: a {type(cache).__name__} that holds "
-                f"{cache.get_seq_length()} tokens. It needs layers of two lengths."
-                "\n  fix: pass no past_key_values, an empty DynamicCache(), or the cache that this model returned"
+                "A Victor model cannot put an image into this cache: a "
+                f"{type(cache).__name__} that holds {cache.get_seq_length()} tokens. It needs "
+                "layers of two lengths.\n  fix: pass no past_key_values, an empty DynamicCache(), or the "
+                "cache that this model returned"
             )
         return adopted
 
@@ -784,10 +795,10 @@ def settings_in(config: dict[str, Any]) -> dict[str, Any]:
 
 
 class VictorMixin:
-    """A LLaVA class with registers: same processor, same prompts, same `input_ids`, same output shapes.
+    """A LLaVA with registers: processor, prompts, `input_ids` and output shapes stay the same.
 
-    `config.victor` holds `registers`, `drop_layer`, `positions` (`overlay` or `append`) and `adapter`
-    (None, or `rank`, `alpha` and `layers`: `early` or `all`).
+    `config.victor` holds `registers`, `drop_layer`, `positions` (`overlay` or `append`) and
+    `adapter` (None, or `rank`, `alpha` and `layers`: `early` or `all`).
     """
 
     _supports_attention_backend = (
@@ -801,7 +812,8 @@ class VictorMixin:
         text, settings = self.model.language_model, settings_in(vars(config))
         if not 1 <= settings["drop_layer"] < len(text.layers):
             raise ValueError(
-                f"drop_layer is {settings['drop_layer']}, and the text model has {len(text.layers)} layers."
+                f"drop_layer is {settings['drop_layer']}, and the text model has "
+                f"{len(text.layers)} layers."
                 f"\n  fix: choose 1 to {len(text.layers) - 1}"
             )
         self.loss_type = "ForConditionalGeneration"
@@ -829,7 +841,7 @@ class VictorMixin:
         finally:
             self.victor.enabled = before
 
-    def forward(
+    def forward(  # noqa: PLR0913 (the native signature)
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
@@ -848,8 +860,8 @@ class VictorMixin:
         """Run the model; arguments and outputs are those of the native class.
 
         Raises:
-            ValueError: For `inputs_embeds` without `input_ids`, fewer visual tokens than registers under
-                `overlay`, packed sequences, or a cache that cannot hold two lengths.
+            ValueError: For `inputs_embeds` without `input_ids`, fewer visual tokens than registers
+                under `overlay`, packed sequences, or a cache that cannot hold two lengths.
         """
         features = dict(mm_encoder_outputs or {})
         if self.victor.enabled:
@@ -894,8 +906,8 @@ class VictorMixin:
         if int(visual.sum()) != sum(lengths):
             raise ValueError(
                 f"Image features and image tokens do not match: {sum(lengths)} features for "
-                f"{int(visual.sum())} image tokens.\n  fix: one <image> in the text for every picture, "
-                "and no truncation (or prefill_chunk_size) that cuts an image"
+                f"{int(visual.sum())} image tokens.\n  fix: one <image> in the text for every "
+                "picture, and no truncation (or prefill_chunk_size) that cuts an image"
             )
         count = self.victor.registers.weight.shape[0]
         if self.victor.positions == "overlay" and min(lengths) < count:
@@ -909,10 +921,11 @@ class VictorMixin:
     def from_pretrained(
         cls, path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """Load a folder that `victorctl` or `save_pretrained` wrote; arguments are transformers' own.
+        """Load a folder that victorctl or `save_pretrained` wrote, as transformers' own classes do.
 
         Raises:
-            ValueError: If the model is not converted, or a tensor is missing, unexpected or of another shape.
+            ValueError: If the model is not converted, or a tensor is missing, unexpected or of
+                another shape.
         """
         if kwargs.get("config") is None:
             settings_in(cls.config_class.get_config_dict(path, **kwargs)[0])
@@ -933,7 +946,7 @@ class VictorMixin:
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Write the folder that holds two models: the base under its own names, and Victor beside it.
+        """Write the folder that holds two models: the base under its own names, Victor beside it.
 
         Raises:
             ValueError: For `push_to_hub`, which would upload the base before Victor is written.
@@ -941,7 +954,8 @@ class VictorMixin:
         if push_to_hub:
             raise ValueError(
                 "save_pretrained(push_to_hub=True) would upload a folder without its registers."
-                "\n  fix: save_pretrained(folder), then victorctl push folder REPO, or model.push_to_hub(REPO)"
+                "\n  fix: save_pretrained(folder), then victorctl push folder REPO, or "
+                "model.push_to_hub(REPO)"
             )
         folder = Path(save_directory)
         state = self.state_dict() if state_dict is None else state_dict
