@@ -714,8 +714,8 @@ class VictorText:
             raise ValueError(
                 "A Victor model cannot put an image into this cache: a "
                 f"{type(cache).__name__} that holds {cache.get_seq_length()} tokens. It needs "
-                "layers of two lengths.\n  fix: pass no past_key_values, an empty DynamicCache(), or the "
-                "cache that this model returned"
+                "layers of two lengths.\n  fix: pass no past_key_values, an empty DynamicCache(), "
+                "or the cache that this model returned"
             )
         return adopted
 
