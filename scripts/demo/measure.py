@@ -1,6 +1,6 @@
 """Measure the demo's recipes as a user would, and keep what the commands print for docs/results.md.
 
-    python recipes/demo/measure.py victor lora registers --out measured
+    python scripts/demo/measure.py victor lora registers --out measured
 
 runs convert, finetune and eval for each recipe, and writes docs/results/demo-NAME.json.
 """

@@ -1,8 +1,8 @@
 """Train the embedded demo model: a small LLaVA that answers questions about drawn scenes.
 
-    python recipes/demo/make_demo.py tower --work WORK --minutes 9 --batch 32 --tower-rate 1.5e-3
-    python recipes/demo/make_demo.py answers --work WORK --minutes 28
-    python recipes/demo/make_demo.py measure --work WORK
+    python scripts/demo/make_demo.py tower --work WORK --minutes 9 --batch 32 --tower-rate 1.5e-3
+    python scripts/demo/make_demo.py answers --work WORK --minutes 28
+    python scripts/demo/make_demo.py measure --work WORK
 
 Two phases train one model, without data on disk: scenes are endless.
 
