@@ -1,0 +1,372 @@
+"""One folder, two models: stock transformers loads the base, and Victor where code is trusted."""
+
+import ast
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlavaForConditionalGeneration
+
+from tests.tiny import tiny_llava, tiny_picture, tiny_processor
+from tests.victor_models import ADAPTER, IMAGE, inputs, shared_native, victor_folder, victor_llava
+from victorctl import modeling_victor
+from victorctl.modeling_victor import VictorLlava, write_config, write_indexes
+
+SHIPPED = Path(modeling_victor.__file__)
+BATCH = ("ab#cd", "#e#f", "gh")
+HOW = {"max_new_tokens": 5, "do_sample": False, "suppress_tokens": [2, IMAGE]}
+MESSAGE = "what is this ?"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return victor_llava("llama", adapter=ADAPTER)
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    return victor_folder(tmp_path_factory.mktemp("folder") / "tiny-victor", model)
+
+
+@torch.no_grad()
+def logits(model):
+    return model.eval()(**inputs(*BATCH)).logits
+
+
+def digests(folder):
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def test_the_folder_holds_the_base_and_victor_beside_it(folder, model):
+    assert {file.name for file in folder.iterdir()} == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "model.safetensors.index.victor.json",
+        "modeling_victor.py",
+        "victor.safetensors",
+        "chat_template.jinja",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert (folder / "modeling_victor.py").read_bytes() == SHIPPED.read_bytes()
+    assert load_file(folder / "victor.safetensors").keys() == {
+        name for name in model.state_dict() if name.startswith("victor.")
+    }
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["LlavaForConditionalGeneration"]
+    assert config["model_type"] == "llava"
+    assert config["victor"] == model.config.victor
+    assert set(config["auto_map"].values()) == {"modeling_victor.VictorLlava"}
+
+
+def test_both_indexes_name_every_tensor_and_its_size(folder):
+    base = load_file(folder / "model.safetensors")
+    victor = load_file(folder / "victor.safetensors")
+    for name, tensors in (
+        ("model.safetensors.index.json", {**base}),
+        ("model.safetensors.index.victor.json", {**base, **victor}),
+    ):
+        index = json.loads((folder / name).read_text())
+        assert index["weight_map"].keys() == tensors.keys()
+        assert index["metadata"]["total_size"] == sum(each.nbytes for each in tensors.values())
+
+
+def test_the_native_class_loads_the_base_bit_for_bit_and_reports_nothing(folder):
+    loaded, report = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+
+    assert not any(report.values())
+    native = shared_native(text="llama")
+    state = loaded.state_dict()
+    assert state.keys() == native.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in native.state_dict().items())
+    assert torch.equal(logits(loaded), logits(native))
+
+
+def test_the_victor_class_loads_the_same_model_and_reports_nothing(folder, model):
+    loaded, report = VictorLlava.from_pretrained(folder, output_loading_info=True)
+
+    assert not any(report.values())
+    assert torch.equal(logits(loaded), logits(model))
+
+
+@pytest.mark.parametrize("text", ["llama", "gemma"])  # gemma's embeddings are tied
+def test_a_loaded_model_is_saved_byte_for_byte(text, tmp_path):
+    first = victor_folder(tmp_path / "first", victor_llava(text, adapter=ADAPTER))
+
+    second = victor_folder(tmp_path / "second", VictorLlava.from_pretrained(first))
+
+    assert digests(second) == digests(first)
+
+
+@pytest.mark.parametrize("sizes", [("1GB", "60KB"), ("60KB", "1GB"), ("60KB", "30KB")])
+def test_saving_over_a_folder_leaves_nothing_of_the_old_one(sizes, tmp_path):
+    old, new = sizes
+    victor_llava(registers=5, adapter=ADAPTER).save_pretrained(tmp_path, max_shard_size=old)
+    model = victor_llava(adapter=ADAPTER)
+    with torch.no_grad():
+        model.lm_head.weight.add_(1)
+
+    model.save_pretrained(tmp_path, max_shard_size=new)
+
+    assert torch.equal(logits(VictorLlava.from_pretrained(tmp_path)), logits(model))
+    base = LlavaForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(base.lm_head.weight, model.lm_head.weight)
+
+
+def test_a_model_can_be_saved_where_it_was_loaded(tmp_path):
+    model = victor_llava(adapter=ADAPTER)
+    model.save_pretrained(tmp_path)
+    loaded = VictorLlava.from_pretrained(tmp_path)
+    before = digests(tmp_path)
+
+    loaded.save_pretrained(tmp_path)
+
+    assert digests(tmp_path) == before
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_only_the_main_process_writes(tmp_path):
+    victor_llava().save_pretrained(tmp_path)
+    before = digests(tmp_path)
+
+    victor_llava(registers=5).save_pretrained(tmp_path, is_main_process=False)
+
+    assert digests(tmp_path) == before
+
+
+def test_saving_does_not_push_half_a_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"without its registers.\n  fix: .*victorctl push"):
+        victor_llava().save_pretrained(tmp_path, push_to_hub=True)
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_precision_survives_the_folder(tmp_path):
+    model = victor_llava(adapter=ADAPTER).bfloat16()
+
+    loaded = VictorLlava.from_pretrained(victor_folder(tmp_path, model))
+
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_float32_registers_leave_the_base_in_half_precision(tmp_path):
+    model = victor_llava().bfloat16()
+    model.victor.float()
+
+    model.save_pretrained(tmp_path)
+
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    base = load_file(tmp_path / "model.safetensors")
+    assert {tensor.dtype for tensor in base.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("shard", ["1GB", "60KB"])
+def test_a_folder_under_the_hubs_names_loads_too(shard, tmp_path):
+    # As llava-hf/llava-1.5-7b-hf names its tensors, which no class has in memory.
+    native, victor = shared_native(text="llama"), victor_llava(adapter=ADAPTER)
+    tiny_llava(tmp_path, max_shard_size=shard)
+    for file in tmp_path.glob("model*.safetensors"):
+        save_file({hub_name(name): part for name, part in load_file(file).items()}, file)
+    for index in tmp_path.glob("*.index.json"):
+        index.unlink()
+    own = {name: part for name, part in victor.state_dict().items() if name.startswith("victor.")}
+    save_file(own, tmp_path / "victor.safetensors")
+    write_indexes(tmp_path)
+    write_config(
+        tmp_path, victor.config.victor, "LlavaForConditionalGeneration", VictorLlava.__name__
+    )
+    names = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    assert "language_model.model.layers.0.mlp.up_proj.weight" in names
+    assert "vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight" in names
+
+    base, report = LlavaForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    loaded, own_report = VictorLlava.from_pretrained(tmp_path, output_loading_info=True)
+
+    assert not any(report.values())
+    assert not any(own_report.values())
+    assert torch.equal(logits(base), logits(native))
+    assert torch.equal(logits(loaded), logits(victor))
+
+
+def hub_name(name):
+    name = name.removeprefix("model.")
+    if name.startswith("lm_head."):
+        return f"language_model.{name}"
+    for part, inner in (("language_model.", "model."), ("vision_tower.", "vision_model.")):
+        rest = name.removeprefix(part)
+        if name.startswith(part) and not rest.startswith(("lm_head.", inner)):
+            return f"{part}{inner}{rest}"
+    return name
+
+
+# ---- Tensors that are not as they should be ------------------------------------------------------
+
+
+def edited(folder, file, edit):
+    tensors = load_file(folder / file)
+    edit(tensors)
+    save_file(tensors, folder / file)
+    write_indexes(folder)
+
+
+@pytest.mark.parametrize("file", ["victor.safetensors", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda tensors: tensors.pop(max(tensors)), "missing_keys"),
+        (lambda tensors: tensors.update(extra=torch.zeros(1)), "unexpected_keys.*extra"),
+    ],
+    ids=["missing", "extra"],
+)
+def test_a_tensor_too_few_or_too_many_is_an_error(file, edit, said, tmp_path):
+    folder = victor_folder(tmp_path, victor_llava(adapter=ADAPTER))
+    edited(folder, file, edit)
+
+    with pytest.raises(ValueError, match=rf"(?s)does not hold this model: .*{said}.*\n  fix: "):
+        VictorLlava.from_pretrained(folder)
+
+
+def test_a_tensor_of_another_shape_is_an_error(tmp_path):
+    folder = victor_folder(tmp_path, victor_llava())
+    edited(
+        folder,
+        "victor.safetensors",
+        lambda tensors: tensors.update({"victor.registers.weight": torch.zeros(2, 32)}),
+    )
+
+    with pytest.raises(ValueError, match=r"does not hold .*mismatched.*victor.registers.weight"):
+        VictorLlava.from_pretrained(folder)
+
+
+# ---- A machine without victorctl -----------------------------------------------------------------
+
+ELSEWHERE = """
+import sys
+sys.modules["victorctl"] = None  # as if it had never been installed
+import json
+import torch
+from transformers import AutoModelForImageTextToText, pipeline
+
+folder, work, how, batch, question = json.loads(sys.argv[1])
+try:
+    import victorctl
+    sys.exit("victorctl can be imported")
+except ImportError:
+    pass
+batch = torch.load(batch)
+result = {}
+for name, trust in (("trusted", {"trust_remote_code": True}), ("plain", {})):
+    model = AutoModelForImageTextToText.from_pretrained(folder, **trust).eval()
+    with torch.no_grad():
+        result[name] = model(**batch).logits
+    result[f"{name} class"] = [type(model).__module__, type(model).__name__]
+    result[f"{name} tokens"] = model.generate(**batch, **how)
+    if trust:
+        model.save_pretrained(work + "/saved")
+ask = pipeline("image-text-to-text", model=folder, trust_remote_code=True)
+result["pipe"] = ask(text=question, generate_kwargs=how, return_tensors=True)
+torch.save(result, work + "/result.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    file = tmp_path_factory.mktemp("picture") / "tiny.png"
+    tiny_picture().save(file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def question(picture):
+    return [
+        {
+            "role": "user",
+            "content": [{"type": "image", "path": str(picture)}, {"type": "text", "text": MESSAGE}],
+        }
+    ]
+
+
+@pytest.fixture(scope="module")
+def elsewhere(folder, question, tmp_path_factory):
+    """What a process sees that has the folder and stock transformers, and nothing of ours."""
+    work = tmp_path_factory.mktemp("elsewhere")
+    torch.save(inputs(*BATCH), work / "batch.pt")
+    told = json.dumps([str(folder), str(work), HOW, str(work / "batch.pt"), question])
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    clean |= {"HF_HOME": str(work / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", ELSEWHERE, told],
+        cwd=work,
+        env=clean,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return torch.load(work / "result.pt", weights_only=False) | {"saved": work / "saved"}
+
+
+def test_where_code_is_trusted_the_folder_is_a_victor_model(elsewhere, model):
+    module, name = elsewhere["trusted class"]
+
+    assert name == "VictorLlava"
+    assert module.startswith("transformers_modules.")
+    assert torch.equal(elsewhere["trusted"], logits(model))
+    assert torch.equal(elsewhere["trusted tokens"], model.generate(**inputs(*BATCH), **HOW))
+
+
+def test_where_code_is_not_trusted_the_folder_is_the_base(elsewhere):
+    native = shared_native(text="llama")
+
+    assert elsewhere["plain class"][1] == "LlavaForConditionalGeneration"
+    assert torch.equal(elsewhere["plain"], logits(native))
+    assert torch.equal(elsewhere["plain tokens"], native.generate(**inputs(*BATCH), **HOW))
+
+
+def test_the_pipeline_answers_with_our_tokens(elsewhere, model, question):
+    batch = tiny_processor().apply_chat_template(
+        question,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+
+    expected = model.generate(**batch, **HOW)
+
+    assert int((batch["input_ids"] == IMAGE).sum()) == 16
+    assert elsewhere["pipe"][0]["generated_token_ids"].tolist() == expected[0].tolist()
+
+
+def test_a_model_saved_elsewhere_is_the_same_folder(elsewhere, folder):
+    saved = digests(elsewhere["saved"])
+
+    assert {"modeling_victor.py", "victor.safetensors", "config.json"} <= saved.keys()
+    assert saved.items() <= digests(folder).items()
+
+
+def test_the_shipped_file_can_be_loaded_alone():
+    tree = ast.parse(SHIPPED.read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = set()
+    for node in imports:
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0  # files are copied one by one
+            names.add(node.module)
+        else:
+            names.update(alias.name for alias in node.names)
+
+    roots = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
+    assert roots == {"torch", "transformers", "safetensors"}

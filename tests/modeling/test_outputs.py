@@ -1,0 +1,219 @@
+"""What else comes out of a forward, and what can be done with a model besides calling it."""
+
+import ast
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.victor_models import (
+    ADAPTER,
+    IMAGE,
+    assert_close,
+    inputs,
+    shared,
+    shared_native,
+    victor_llava,
+)
+from victorctl import modeling_victor
+
+BATCH = ("ab#cd", "#e#f")  # 20 and 34 tokens
+LENGTH = 34
+
+
+@torch.no_grad()
+def states(model, **how):
+    return model(**inputs(*BATCH), output_hidden_states=True, **how).hidden_states
+
+
+def test_hidden_states_have_the_callers_length_at_every_layer_and_call():
+    model = victor_llava()
+
+    for _ in range(3):
+        assert [tuple(state.shape) for state in states(model)] == [(2, LENGTH, 32)] * 7
+
+
+def test_hidden_states_can_be_asked_for_in_the_configuration():
+    model = victor_llava()
+    expected = states(model)
+    model.model.language_model.config.output_hidden_states = True
+
+    for _ in range(3):
+        with torch.no_grad():
+            output = model(**inputs(*BATCH)).hidden_states
+        assert len(output) == 7
+        assert all(map(torch.equal, output, expected))
+
+
+@pytest.mark.parametrize("chosen", [0, 2, -1, [1, -2]])
+def test_some_hidden_states_can_be_chosen_by_number(chosen):
+    model = shared("llama")
+    every = states(model)
+
+    with torch.no_grad():
+        some = model(**inputs(*BATCH), output_hidden_states=chosen).hidden_states
+
+    kept = {number % 7 for number in ([chosen] if isinstance(chosen, int) else chosen)}
+    if chosen == 0:
+        assert some is None  # as the native model: 0 is no
+        return
+    assert [number for number, state in enumerate(some) if state is not None] == sorted(kept)
+    assert all(torch.equal(some[number], every[number]) for number in kept)
+
+
+@torch.no_grad()
+def test_hidden_states_are_the_native_ones_as_far_as_nothing_differs():
+    # No token up to a row's first image sees a register, and the first k = 2 layers drop nothing.
+    ours = states(shared("llama"))
+    native = shared_native(text="llama")(**inputs(*BATCH), output_hidden_states=True).hidden_states
+
+    for layer in (0, 1):
+        assert_close(ours[layer][0, 14:32], native[layer][0, 14:32])  # "ab#", padded by 14
+        assert_close(ours[layer][1, :16], native[layer][1, :16])
+    assert not ours[2][0, 16:31].any()  # dropped
+
+
+@torch.no_grad()
+def test_the_last_hidden_state_is_what_the_head_reads():
+    model = shared("llama")
+    output = model(**inputs(*BATCH), output_hidden_states=True)
+
+    assert torch.equal(model.lm_head(output.hidden_states[-1]), output.logits)
+
+
+@torch.no_grad()
+def test_hidden_states_and_attentions_of_a_batch_without_images_are_the_native_ones():
+    how = {"output_hidden_states": True, "output_attentions": True}
+    ours, native = copy.deepcopy(shared("llama")), copy.deepcopy(shared_native(text="llama"))
+    for model in (ours, native):
+        model.set_attn_implementation("eager")
+
+    for _ in range(2):
+        one, other = ours(**inputs("abc", "d"), **how), native(**inputs("abc", "d"), **how)
+        for name in ("hidden_states", "attentions"):
+            assert len(one[name]) == len(other[name])
+            assert all(map(torch.equal, one[name], other[name]))
+
+
+@torch.no_grad()
+def test_eager_attention_gives_the_same_logits_and_one_attention_for_each_layer():
+    model = victor_llava(adapter=ADAPTER)
+    expected = model(**inputs(*BATCH)).logits
+    model.set_attn_implementation("eager")
+
+    for _ in range(2):
+        output = model(**inputs(*BATCH), output_attentions=True)
+        # Early: 34 tokens and 2 x 3 registers. Late: two words and six registers of the second row.
+        assert [tuple(each.shape) for each in output.attentions] == (
+            [(2, 4, 40, 40)] * 2 + [(2, 4, 8, 8)] * 4
+        )
+
+    assert_close(output.logits, expected)
+
+
+@torch.no_grad()
+def test_logits_to_keep_counts_from_the_end_or_marks_what_is_wanted():
+    model, batch = shared("llama"), inputs(*BATCH)
+    every = model(**batch).logits
+    marked = batch["input_ids"] == 15  # one "f" in the second row
+    marked[0, -1] = True
+
+    assert torch.equal(model(**batch, logits_to_keep=3).logits, every[:, -3:])
+    kept = model(**batch, logits_to_keep=marked).logits
+    assert_close(kept.reshape(2, -1), every[marked])
+
+
+@torch.no_grad()
+def test_a_tuple_comes_back_where_one_is_asked_for():
+    model, batch = shared("llama"), inputs(*BATCH)
+
+    output = model(**batch, return_dict=False)
+
+    assert isinstance(output, tuple)
+    assert torch.equal(output[0], model(**batch).logits)
+
+
+# ---- Training, copying, types --------------------------------------------------------------------
+
+
+def gradients(model, **kwargs):
+    batch = inputs(*BATCH)
+    labels = batch["input_ids"].masked_fill(batch["input_ids"] == IMAGE, -100)
+    loss = model(**batch, labels=labels, **kwargs).loss
+    return torch.autograd.grad(loss, list(model.victor.parameters()))
+
+
+@pytest.mark.parametrize("positions", ["overlay", "append"])
+def test_gradient_checkpointing_changes_no_gradient(positions):
+    model = victor_llava(positions=positions, adapter=ADAPTER).train()
+    expected = gradients(model)
+
+    model.activation_checkpointing_enable({"use_reentrant": False})
+
+    assert all(map(torch.equal, gradients(model), expected))
+    assert model(**inputs(*BATCH)).past_key_values is None
+
+
+def test_a_frozen_base_gives_the_same_gradients():
+    model = victor_llava(adapter=ADAPTER)
+    expected = gradients(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("victor."))
+
+    assert all(map(torch.equal, gradients(model), expected))
+
+
+@torch.no_grad()
+def test_a_copy_is_independent_of_the_original():
+    model = victor_llava(adapter=ADAPTER)
+    before = model(**inputs(*BATCH)).logits
+    other = copy.deepcopy(model)
+    assert torch.equal(other(**inputs(*BATCH)).logits, before)
+
+    up = other.victor.adapters["5"].linears["self_attn-q_proj"].up
+    for part in (other.victor.registers.weight, up):
+        part += 1
+        changed = other(**inputs(*BATCH)).logits
+        assert not torch.equal(changed, before)
+        assert torch.equal(model(**inputs(*BATCH)).logits, before)
+        part -= 1
+
+
+@torch.no_grad()
+def test_switching_a_copy_off_leaves_the_original_on():
+    model = victor_llava()
+    before = model(**inputs(*BATCH)).logits
+
+    with copy.deepcopy(model).registers_off():
+        assert torch.equal(model(**inputs(*BATCH)).logits, before)
+
+
+@pytest.mark.parametrize("masters", [False, True], ids=["all", "float32 registers"])
+@torch.no_grad()
+def test_half_precision_runs_and_stays_near(masters):
+    model = victor_llava(adapter=ADAPTER)
+    expected = model(**inputs(*BATCH)).logits
+    model.bfloat16()
+    if masters:
+        model.victor.float()
+    batch = inputs(*BATCH)
+    batch["pixel_values"] = batch["pixel_values"].bfloat16()
+
+    logits = model(**batch).logits
+    tokens = model.generate(**batch, max_new_tokens=3, suppress_tokens=[2, IMAGE])
+
+    assert logits.dtype == torch.bfloat16
+    similar = torch.nn.functional.cosine_similarity(logits[:, -2:].float(), expected[:, -2:], -1)
+    assert (similar > 0.95).all()
+    assert tokens.shape == (2, LENGTH + 3)
+
+
+def test_the_file_names_no_kind_of_device():
+    nodes = list(ast.walk(ast.parse(Path(modeling_victor.__file__).read_text(encoding="utf-8"))))
+
+    said = {node.value for node in nodes if isinstance(node, ast.Constant)}
+    said |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+
+    assert "device" in said
+    assert not {"cuda", "xpu", "mps", "hip"} & said

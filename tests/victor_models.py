@@ -1,0 +1,232 @@
+"""Tiny Victor models, prompts written as words, and another account of what a model computes."""
+
+import copy
+import functools
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+
+from tests.tiny import VISUAL_TOKENS, tiny_model, tiny_processor
+from victorctl.modeling_victor import VictorLlava
+
+IMAGE = 4  # the id of "<image>" in the vocabulary of `tests.tiny`
+ADAPTER = {"rank": 4, "alpha": 6.0, "layers": "all"}  # alpha != rank, so that the scale shows
+CLOSE = 5e-6  # of the largest value: what single precision leaves after six layers
+
+
+def victor_llava(  # noqa: PLR0913
+    text: str = "llama",
+    *,
+    registers: int = 3,
+    drop_layer: int = 2,
+    positions: str = "overlay",
+    adapter: dict[str, Any] | None = None,
+    window: int | None = None,
+) -> VictorLlava:
+    """Wrap `tiny_model(text=text)`, with registers and adapters that are not zero.
+
+    Args:
+        text: Backbone.
+        registers: M.
+        drop_layer: k.
+        positions: `overlay` or `append`.
+        adapter: `rank`, `alpha` and `layers`, or None.
+        window: Sliding window of the text model.
+    """
+    native = tiny_model(text=text)
+    config = copy.deepcopy(native.config)
+    for part in (config, config.text_config, config.vision_config):
+        part.dtype = torch.float32  # as where a model was loaded
+    if window:
+        config.text_config.sliding_window = window
+    config.victor = {
+        "registers": registers,
+        "drop_layer": drop_layer,
+        "positions": positions,
+        "adapter": adapter,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = VictorLlava(config).eval()
+        for name, parameter in model.victor.named_parameters():
+            nn.init.normal_(parameter, std=0.4 if name.startswith("registers") else 0.2)
+    model.load_state_dict(native.state_dict(), strict=False)
+    model.generation_config = native.generation_config
+    return model
+
+
+shared_native = functools.cache(tiny_model)
+"""Like `tiny_model`, built once for equal arguments: not to be changed."""
+
+
+@functools.cache
+def shared(text: str = "llama", *, adapted: bool = False, **settings: Any) -> VictorLlava:
+    """Like `victor_llava`, built once for equal arguments: not to be changed."""
+    return victor_llava(text, adapter=ADAPTER if adapted else None, **settings)
+
+
+def victor_folder(folder: Path, model: VictorLlava, **how: Any) -> Path:
+    """Save a model and the processor that goes with it."""
+    model.save_pretrained(folder, **how)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+# ---- Prompts -------------------------------------------------------------------------------------
+
+
+def ids(prompt: str) -> list[int]:
+    """Spell a prompt: a letter is a text token, `#` the placeholders of an image."""
+    spelled = [[IMAGE] * VISUAL_TOKENS if sign == "#" else [ord(sign) - 87] for sign in prompt]
+    return [token for part in spelled for token in part]
+
+
+def pictures(count: int, first: int = 0) -> Tensor:
+    """Draw the pictures number first, first + 1, ... [count, 3, 32, 32]."""
+    seeds = [torch.Generator().manual_seed(1 + first + number) for number in range(count)]
+    return torch.stack([torch.randn(3, 32, 32, generator=seed) for seed in seeds])
+
+
+def inputs(*prompts: str, side: str = "left", first: int = 0) -> dict[str, Tensor]:
+    """Batch prompts as a processor does; their pictures are numbered on from `first`."""
+    rows = [ids(prompt) for prompt in prompts]
+    longest = max(map(len, rows))
+    pads = [[0] * (longest - len(row)) for row in rows]
+    masks = [[1] * len(row) for row in rows]
+    if side == "left":
+        rows = [pad + row for pad, row in zip(pads, rows, strict=True)]
+        masks = [pad + mask for pad, mask in zip(pads, masks, strict=True)]
+    else:
+        rows = [row + pad for pad, row in zip(pads, rows, strict=True)]
+        masks = [mask + pad for pad, mask in zip(pads, masks, strict=True)]
+    made = {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(masks)}
+    if count := "".join(prompts).count("#"):
+        made["pixel_values"] = pictures(count, first)
+    return made
+
+
+def each(*prompts: str) -> list[dict[str, Tensor]]:
+    """Make the inputs of every prompt alone, with the pictures that it has in the batch of all."""
+    seen = ["".join(prompts[:place]).count("#") for place in range(len(prompts))]
+    return [inputs(prompt, first=first) for prompt, first in zip(prompts, seen, strict=True)]
+
+
+def assert_close(ours: Tensor, expected: Tensor, tolerance: float = CLOSE) -> None:
+    """Compare two tensors; the tolerance is a share of the largest expected value."""
+    scale = float(expected.detach().abs().max())
+    torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance * scale)
+
+
+# ---- What a Victor model computes, from the parts of the native model alone ----------------------
+
+
+class Full:
+    """The sequence of one prompt with its registers, nothing dropped: one entry for each token."""
+
+    def __init__(self, prompt: str, registers: int, positions: str) -> None:
+        self.kind: list[str] = []  # "text", "visual" or "register"
+        self.column: list[int] = []  # among the caller's tokens; of a register: its image's last
+        self.position: list[int] = []
+        column = 0
+        for sign in prompt:
+            width = VISUAL_TOKENS if sign == "#" else 1
+            self.kind += ["visual" if sign == "#" else "text"] * width
+            self.column += range(column, column + width)
+            self.position += range(column, column + width)
+            column += width
+            if sign == "#":
+                self.kind += ["register"] * registers
+                self.column += [column - 1] * registers
+                self.position += range(column - registers, column)
+        if positions == "append":
+            self.position = list(range(len(self.kind)))
+
+    def where(self, kind: str) -> Tensor:
+        """Mark the entries of a kind [t]."""
+        return torch.tensor([own == kind for own in self.kind])
+
+
+@torch.no_grad()
+def masked_logits(
+    native: LlavaForConditionalGeneration,
+    victor: dict[str, Tensor],
+    settings: dict[str, Any],
+    prompt: str,
+    first: int = 0,
+) -> dict[int, Tensor]:
+    """Compute one prompt's logits by masking visual columns in layers >= `drop_layer`, all kept.
+
+    Args:
+        native: The unconverted model; only its own modules are called.
+        victor: The `victor.` tensors of a state dict.
+        settings: The `victor` section of the configuration.
+        prompt: As for `ids`.
+        first: Number of its first picture.
+
+    Returns:
+        Logits by column, for text and for each image's last column.
+    """
+    text = native.model.language_model
+    full = Full(prompt, settings["registers"], settings["positions"])
+    length = len(full.kind)
+    states = torch.zeros(length, text.config.hidden_size)
+    states[~full.where("register")] = text.embed_tokens(torch.tensor(ids(prompt)))
+    if count := prompt.count("#"):
+        features = native.model.get_image_features(pictures(count, first)).pooler_output
+        states[full.where("visual")] = torch.cat(list(features))
+        states[full.where("register")] = victor["victor.registers.weight"].repeat(count, 1)
+    position = torch.tensor([full.position])
+    hidden = states[None]
+    rotary = text.rotary_emb(hidden, position)
+    closed = torch.finfo(hidden.dtype).min
+    early = torch.full((length, length), closed).triu(1)
+    late = early.masked_fill(full.where("visual"), closed)
+    for index, layer in enumerate(text.layers):
+        mask = early if index < settings["drop_layer"] else late
+        with ExitStack() as hooks:
+            for hook in low_rank_hooks(layer, index, victor, settings, full.where("register")):
+                hooks.callback(hook.remove)
+            hidden = layer(
+                hidden,
+                attention_mask=mask[None, None],
+                position_embeddings=rotary,
+                position_ids=position,
+                past_key_values=None,
+                use_cache=False,
+            )
+    logits = native.lm_head(text.norm(hidden))[0]
+    return {
+        column: logits[place]  # an image's last column is written last by its last register
+        for place, (kind, column) in enumerate(zip(full.kind, full.column, strict=True))
+        if kind != "visual"
+    }
+
+
+def low_rank_hooks(
+    layer: nn.Module,
+    index: int,
+    victor: dict[str, Tensor],
+    settings: dict[str, Any],
+    register: Tensor,
+) -> list[Any]:
+    """Add up @ down @ x * alpha / rank to every Linear of a layer, at register rows only."""
+
+    def hook_for(down: Tensor, up: Tensor, scale: float) -> Any:
+        def hook(module: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
+            update = torch.einsum("oi,bti->bto", up @ down * scale, given[0])
+            return output + update * register[:, None]
+
+        return hook
+
+    hooks = []
+    for name, module in layer.named_modules():
+        key = f"victor.adapters.{index}.linears.{name.replace('.', '-')}"
+        if f"{key}.down" in victor:
+            scale = settings["adapter"]["alpha"] / settings["adapter"]["rank"]
+            hook = hook_for(victor[f"{key}.down"], victor[f"{key}.up"], scale)
+            hooks.append(module.register_forward_hook(hook))
+    return hooks
