@@ -1,7 +1,7 @@
 """One training step against the plain computation that it shortens.
 
-Faults planted and caught: registers of the second picture left out, prefix of another row, teacher with
-its visual tokens dropped, labels not shifted, padding of the suffix attended to.
+Faults planted and caught: registers of the second picture left out, prefix of another row, teacher
+with its visual tokens dropped, labels not shifted, padding of the suffix attended to.
 """
 
 import pytest
@@ -109,7 +109,8 @@ def test_divergence_of_equals_is_zero_and_temperature_keeps_the_size_of_gradient
     index = torch.tensor([[0, 1, 2]])
 
     assert divergence(logits, Targets(index, both[0]), 1.0).item() == pytest.approx(0, abs=1e-6)
-    # far above every logit, 100^2 KL tends to half the variance of the logits' difference: here of (1, 0, 0)
+    # far above every logit, 100^2 KL tends to half the variance of the logits' difference, which is
+    # that of (1, 0, 0) here
     moved = logits + torch.tensor([[1.0, 0.0, 0.0]])
     assert divergence(moved, Targets(index, both[1]), 100.0).item() == pytest.approx(
         1 / 9, rel=0.02

@@ -1,7 +1,7 @@
-"""The finetune stage on tiny models: what it writes, what it leaves alone, and that it can be interrupted.
+"""The finetune stage on tiny models: what it writes, leaves alone, and picks up when interrupted.
 
-Faults planted and caught: a resumed run that forgets the optimiser, a plan that restarts at row 0, a
-merged shard written through its hard link into the source.
+Faults planted and caught: a resumed run that forgets the optimiser, a plan that restarts at row 0,
+a merged shard written through its hard link into the source.
 """
 
 import importlib
@@ -101,7 +101,8 @@ def test_the_trained_folder_loads_as_both_models(tmp_path, model, data):
         loaded, info = AutoModelForImageTextToText.from_pretrained(
             folder, output_loading_info=True, **how
         )
-        assert not info["missing_keys"] and not info["unexpected_keys"]
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
         return loaded(**inputs).logits
 
     assert torch.equal(load(tmp_path / "out"), load(model))
@@ -154,7 +155,7 @@ def test_the_loss_falls_and_is_drawn(tmp_path, model, data):
     "stop_after", [1, 3, 5]
 )  # before, between and after checkpoints at 2 and 4
 @pytest.mark.parametrize("rung", ["register-lora", "lora"])
-def test_ctrl_c_and_resume_give_the_weights_of_an_uninterrupted_run(
+def test_ctrl_c_and_resume_give_the_weights_of_an_uninterrupted_run(  # noqa: PLR0913
     tmp_path, model, data, monkeypatch, stop_after, rung
 ):
     settings = recipe(data, rung)
@@ -224,7 +225,7 @@ def test_a_resumed_run_must_be_the_same_run(tmp_path, model, data, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         finetune(model, recipe=recipe(data), run=run(tmp_path / "out"))
 
-    with pytest.raises(VictorError, match="learning_rate was 0.002, is 0.01"):
+    with pytest.raises(VictorError, match=r"learning_rate was 0\.002, is 0\.01"):
         finetune(
             model, recipe=recipe(data, learning_rate=0.01), run=run(tmp_path / "out", resume=True)
         )
@@ -237,10 +238,12 @@ def test_a_resumed_run_must_be_the_same_run(tmp_path, model, data, monkeypatch):
     [
         ({"resume": True}, {}, "no checkpoint to resume"),
         ({}, {"data": {}}, "finetune needs data"),
-        ({}, {"data": {"train": "nowhere.json"}}, "nowhere.json: no such data"),
+        ({}, {"data": {"train": "nowhere.json"}}, r"nowhere\.json: no such data"),
     ],
 )
-def test_what_cannot_be_trained_is_said(tmp_path, model, data, how, settings, sentence):
+def test_what_cannot_be_trained_is_said(  # noqa: PLR0913
+    tmp_path, model, data, how, settings, sentence
+):
     wrong = Recipe(**({"data": {"train": str(data)}, "train": QUICK} | settings))
     with pytest.raises(VictorError, match=sentence):
         finetune(model, recipe=wrong, run=run(tmp_path / "out", **how))
@@ -263,7 +266,7 @@ def test_an_output_that_exists_is_not_touched(tmp_path, model, data):
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, model, data):
-    with pytest.raises(VictorError, match="the loss is (nan|inf)"):
+    with pytest.raises(VictorError, match=r"the loss is (nan|inf)"):
         finetune(
             model,
             recipe=recipe(data, learning_rate=1e30, clip=1e30, warmup=0.0),
@@ -288,7 +291,8 @@ def test_adapters_of_another_shape_are_refused_and_equal_ones_trained_on(tmp_pat
 
 
 def test_dry_run_counts_and_writes_nothing(tmp_path, model, data):
-    # registers 3 x 32; a layer's Linears: q 32+32, k 32+16, v 32+16, o 32+32, gate, up, down 32+64, rank 3
+    # registers 3 x 32; six layers of rank 3, whose Linears have in + out: q and o 32 + 32,
+    # k and v 32 + 16, gate, up and down 32 + 64
     expected = 3 * 32 + 6 * 3 * (64 + 48 + 48 + 64 + 3 * 96)
     result = finetune(model, recipe=recipe(data), run=run(tmp_path / "out", dry_run=True))
 

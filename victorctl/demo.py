@@ -49,20 +49,20 @@ def demo(*, run: Run, steps: int | None = None) -> dict[str, Any]:
 
     victor, train = recipe.victor, recipe.train
     say(
-        f"1/3 convert: {victor.registers} registers behind the picture's 100 tokens, which leave before "
-        f"layer {victor.drop_layer}; the weights are copied byte for byte",
+        f"1/3 convert: {victor.registers} registers behind the picture's 100 tokens, which leave "
+        f"before layer {victor.drop_layer}; the weights are copied byte for byte",
         quiet=run.quiet,
     )
     converted = convert(str(SOURCE), recipe=recipe, run=part("converted"))
     say(
-        f"2/3 finetune: the model frozen, {train.steps} steps on drawn scenes; the registers learn to "
-        "answer as the whole picture would",
+        f"2/3 finetune: the model frozen, {train.steps} steps on drawn scenes; the registers learn "
+        "to answer as the whole picture would",
         quiet=run.quiet,
     )
     trained = finetune(out / "converted", recipe=recipe, run=part("model"))
     say(
-        f"3/3 eval: {recipe.eval.limit} questions about scenes with combinations never trained on, with "
-        "and without registers",
+        f"3/3 eval: {recipe.eval.limit} questions about scenes with combinations never trained on, "
+        "with and without registers",
         quiet=run.quiet,
     )
     measured = evaluate(out / "model", recipe=recipe, run=part("eval"))

@@ -1,8 +1,8 @@
-"""One training step: the student answers from its registers, the teacher is the same weights without them.
+"""One training step: the student answers from registers, the teacher is the model without them.
 
-Up to the end of a row's first picture nothing depends on the registers, which come later. That prefix is
-run once for all questions about the picture, for student and teacher alike, and without gradient unless
-the layers themselves are trained.
+Up to the end of a row's first picture nothing depends on the registers, which come later. That
+prefix is run once for all questions about the picture, for student and teacher alike, and without
+gradient unless the layers themselves are trained.
 
 Shapes: r rows, s questions (all rows together), p tokens in a prefix, t tokens after it, a answer
 positions (all questions together), v vocabulary, c classes kept of the teacher.
@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -96,8 +97,8 @@ def collate(rows: Sequence[EncodedRow], pad_id: int) -> Batch | None:
     """Cut the conversations at the end of their first picture and stack them.
 
     Args:
-        rows: Encoded rows; those whose conversations do not open with one shared picture are left out,
-            as no register could learn from them.
+        rows: Encoded rows; those whose conversations do not open with one shared picture are left
+            out, as no register could learn from them.
         pad_id: Token that fills up.
 
     Returns:
@@ -140,7 +141,10 @@ class Losses(NamedTuple):
 
 
 class Early(NamedTuple):
-    """A prefix after the layers that see visual tokens: states [r, p, d], who is where, keys and values."""
+    """A prefix that has passed the layers that see visual tokens.
+
+    States [r, p, d], who stands where, and those layers' keys and values.
+    """
 
     hidden: Tensor
     tokens: Tokens
@@ -201,7 +205,7 @@ class Distillation(nn.Module):
         )
 
     def _embed(self, ids: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Embed tokens and put features at the placeholders, which are marked in the second result."""
+        """Embed tokens, features at the placeholders; the second result marks those."""
         embeddings = self.text.get_input_embeddings()(ids)
         visual = ids == self.model.config.image_token_id
         if features:
@@ -294,8 +298,8 @@ class Distillation(nn.Module):
 def divergence(logits: Tensor, targets: Targets, temperature: float) -> Tensor:
     """Measure how far a student is from the teacher: KL(teacher || student), mean over positions.
 
-    Classes that were not kept count as one. Scaled by the squared temperature, so that gradients keep
-    their size.
+    Classes that were not kept count as one. The result is scaled by the squared temperature, so
+    that gradients keep their size.
 
     Args:
         logits: The student's [a, v].
@@ -313,15 +317,18 @@ def divergence(logits: Tensor, targets: Targets, temperature: float) -> Tensor:
 
 def _firsts(batch: Batch, features: list[Tensor]) -> list[Tensor]:
     """Features of each row's first picture."""
-    groups = iter(features)
-    return [[next(groups) for _ in range(count)][0] for count in batch.pictures]
+    return [pictures[0] for pictures in _by_row(batch, features)]
 
 
 def _others(batch: Batch, features: list[Tensor]) -> list[Tensor]:
     """Features of every question's further pictures."""
-    groups = iter(features)
-    further = [[next(groups) for _ in range(count)][1:] for count in batch.pictures]
-    return [feature for row in batch.row.tolist() for feature in further[row]]
+    pictures = _by_row(batch, features)
+    return [feature for row in batch.row.tolist() for feature in pictures[row][1:]]
+
+
+def _by_row(batch: Batch, features: list[Tensor]) -> list[list[Tensor]]:
+    left = iter(features)
+    return [list(islice(left, count)) for count in batch.pictures]
 
 
 def _digest(row: EncodedRow) -> bytes:

@@ -79,13 +79,6 @@ def versions() -> dict[str, str]:
 
 
 def say(text: str, *, quiet: bool) -> None:
-    """Tell the person at the terminal something, on stderr; results are returned, not said."""
-    if not quiet:
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
-
-
-def say(text: str, *, quiet: bool) -> None:
     """Tell a person on stderr what happens next."""
     if not quiet:
         Console(stderr=True).print(Text(text, "bold"), soft_wrap=True)

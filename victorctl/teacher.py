@@ -18,7 +18,7 @@ FLUSH_AT = 4096  # questions kept in memory before they are written
 
 
 class Targets(NamedTuple):
-    """What the teacher expects at answer positions: its likeliest classes and their log-probabilities.
+    """What the teacher expects at answer positions: its likeliest classes, and how likely they are.
 
     Both [a, c]. Log-probabilities are over the whole vocabulary, at the temperature of training.
     """
@@ -28,7 +28,7 @@ class Targets(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a question's targets lie: a file, and the first and one past the last of its positions."""
+    """Where a question's targets lie: positions start to stop - 1 of a file."""
 
     file: Path
     start: int
@@ -38,8 +38,8 @@ class Place(NamedTuple):
 class TeacherCache:
     """Targets by question, in files that are never changed once they are there.
 
-    A question is known by its token ids and pictures, so the cache survives another order, batch size,
-    rung or run. Its folder is named after all else that the targets depend on.
+    A question is known by its token ids and pictures, so the cache survives another order, batch
+    size, rung or run. Its folder is named after all else that the targets depend on.
 
     Args:
         settings: What the targets depend on: weights, kept classes, temperature, number format.

@@ -1,4 +1,4 @@
-"""What a training run consists of: which rows a step sees, what is trained, and its state on disk."""
+"""What a training run consists of: the rows of each step, what is trained, the state on disk."""
 
 import json
 import math
@@ -34,10 +34,10 @@ ADAM = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Plan:
-    """Which rows and questions each step sees: decided by seed and step alone, so a run can be resumed.
+    """Which rows and questions each step sees; seed and step alone decide, so a run can be resumed.
 
-    Rows come in a new order each epoch; of a row with more questions than are asked, each epoch draws
-    some.
+    Rows come in a new order each epoch; of a row with more questions than are asked, each epoch
+    draws some.
 
     Args:
         rows: The data.
@@ -151,7 +151,8 @@ def _adapt(model: PreTrainedModel, wanted: dict[str, Any]) -> None:
     if has and has != wanted:
         raise VictorError(
             f"the model has adapters already, {has}, and the recipe asks for {wanted}",
-            fix="set train.rank, train.alpha and train.layers to what it has, or start from a converted folder",
+            fix="set train.rank, train.alpha and train.layers to what it has, or start from a "
+            "converted folder",
         )
     if has:
         return
@@ -199,7 +200,8 @@ class State:
         """Make the folder, or find it again.
 
         Raises:
-            VictorError: If there is nothing to resume, the run was another one, or it would be lost.
+            VictorError: If there is nothing to resume, or the run that lies there is another one,
+                or it would be lost.
         """
         if resume:
             self._check_same()
@@ -233,7 +235,7 @@ class State:
         optimizer: torch.optim.Optimizer,
         log: Sequence[Mapping[str, float]],
     ) -> None:
-        """Write a checkpoint after len(log) steps; the one before is replaced only when it is whole."""
+        """Write a checkpoint after len(log) steps; it replaces the one before once it is whole."""
         tensors = {f"parameter.{name}": value.detach() for name, value in parameters.items()}
         for name, value in parameters.items():
             for moment in ADAM:
@@ -269,7 +271,7 @@ class Interrupt:
 
 @contextmanager
 def finish_the_step() -> Iterator[Interrupt]:
-    """Turn the first Ctrl-C into a wish to stop after the step at hand; the second stops at once."""
+    """Turn the first Ctrl-C into a wish to stop after the step; the second stops at once."""
     wish = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield wish
