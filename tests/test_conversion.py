@@ -100,6 +100,14 @@ def test_a_victor_model_is_not_converted_again(llava, stages, fix):
         plan(llava)
 
 
+def test_quantised_weights_are_refused(llava):
+    config = json.loads((llava / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (llava / "config.json").write_text(json.dumps(config))
+    with pytest.raises(VictorError, match=r"llava: its weights are quantised.*\n  fix: convert the"):
+        plan(llava)
+
+
 def test_without_a_processor_registers_are_drawn_like_embeddings_and_it_is_said(llava):
     (llava / "processor_config.json").unlink()
     made = plan(llava)

@@ -80,6 +80,11 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
             f"{source.name}: a Victor model already",
             fix=f"train it with victorctl finetune, or convert {base or 'its base'} again",
         )
+    if "quantization_config" in raw:
+        raise VictorError(
+            f"{source.name}: its weights are quantised, which Victor models cannot be yet",
+            fix="convert the model that it was quantised from",
+        )
     config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
     text, shape = config.get_text_config(), shape_of(config)
     notes = []
