@@ -11,8 +11,8 @@ from victorctl.evaluate import evaluate
 from victorctl.finetune import finetune
 from victorctl.recipe import Run, load_recipe
 from victorctl.runtime import say
+from victorctl.sources import DEMO
 
-SOURCE = Path(__file__).parent / "assets" / "demo" / "checkpoint"
 RECIPE = "demo/quick"
 DEFAULT_OUT = Path("victor-demo")
 PARTS = {"converted", "model", "model.training", "eval"}
@@ -53,7 +53,7 @@ def demo(*, run: Run, steps: int | None = None) -> dict[str, Any]:
         f"before layer {victor.drop_layer}; the weights are copied byte for byte",
         quiet=run.quiet,
     )
-    converted = convert(str(SOURCE), recipe=recipe, run=part("converted"))
+    converted = convert(str(DEMO), recipe=recipe, run=part("converted"))
     say(
         f"2/3 finetune: the model frozen, {train.steps} steps on drawn scenes; the registers learn "
         "to answer as the whole picture would",

@@ -10,6 +10,7 @@ from typing import Any
 from victorctl.errors import VictorError
 from victorctl.weights import AGAIN
 
+DEMO = Path(__file__).parent / "assets" / "demo" / "checkpoint"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 WEIGHTS = "model.safetensors"
@@ -51,19 +52,22 @@ class Source:
 
 
 def open_source(source: str, *, revision: str | None = None) -> Source:
-    """Find a folder, or fetch the small files of a Hub id.
+    """Find a folder, or fetch the small files of a Hub id; "demo" is the model that comes along.
 
     Raises:
         VictorError: If there is no such folder, or the Hub does not give it.
     """
     folder = Path(source).expanduser()
+    if source == "demo" and not (folder / "config.json").is_file():
+        folder = DEMO
     if source and folder.is_dir():
         if revision is not None:
             raise VictorError(
                 f"--revision {revision}: {source} is a folder, which has no revisions",
                 fix="leave --revision out, or give a Hub id",
             )
-        return Source(folder, folder.resolve().name, None)
+        name = "demo" if folder.resolve() == DEMO.resolve() else folder.resolve().name
+        return Source(folder, name, None)
     if folder.is_file():
         raise VictorError(f"{source}: a file, not a model folder", fix=f"use {folder.parent}")
     if not HUB_ID.fullmatch(source) or Path(source).parent.is_dir():

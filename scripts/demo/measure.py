@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
-CHECKPOINT = "victorctl/assets/demo/checkpoint"
 LOCAL = ("out", "report", "folder")  # paths on this machine, of no use to a reader
 
 
@@ -30,18 +29,14 @@ def measure(name: str, out: Path) -> None:
     recipe = ["--recipe", f"demo/{name}"]
     converted, trained = str(out / f"{name}-converted"), str(out / name)
     commands = {
-        "convert": ["victorctl", "convert", CHECKPOINT, "--out", converted, *recipe],
+        "convert": ["victorctl", "convert", "demo", "--out", converted, *recipe],
         "finetune": ["victorctl", "finetune", converted, "--out", trained, *recipe],
         "eval": ["victorctl", "eval", trained, *recipe],
     }
     results = {stage: run(words) for stage, words in commands.items()}
+    typed = [shlex.join(words).replace(f"{out}/", "") for words in commands.values()]
     written = ROOT / "docs" / "results" / f"demo-{name}.json"
-    written.write_text(
-        json.dumps(
-            {"commands": [shlex.join(words) for words in commands.values()], **results}, indent=1
-        )
-        + "\n"
-    )
+    written.write_text(json.dumps({"commands": typed, **results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
