@@ -131,7 +131,7 @@ def test_a_file_above_the_place_is_refused(tmp_path):
     [
         (errno.ENOSPC, r"out: the disk is full\n  fix: free some space, or choose another --out"),
         (errno.EDQUOT, r"out: the disk is full"),
-        (errno.EACCES, r"/locked: Permission denied\n  fix: choose an --out where you may write"),
+        (errno.EACCES, r"/locked: Permission denied\n  fix: choose another --out, where you may"),
         (errno.EROFS, r"/locked: Read-only file system"),
     ],
 )

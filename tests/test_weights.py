@@ -4,6 +4,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from victorctl import weights
@@ -200,6 +201,55 @@ def test_refuses_a_cast_that_overflows_and_says_which_one_would_not(tmp_path):
     sentence = r"old\.safetensors: tensor large does not fit into float16\n  fix: use --dtype bf16"
     with pytest.raises(VictorError, match=sentence):
         weights.cast_file(source, tmp_path / "new.safetensors", dtype="F16", advance=nothing)
+
+
+def test_rewrites_the_tensors_that_change_and_copies_the_rest_byte_for_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "CHUNK", 8)  # so that every tensor comes in several pieces
+    source, target = tmp_path / "old.safetensors", tmp_path / "new.safetensors"
+    tensors = {
+        "half": torch.arange(6.0).bfloat16().view(2, 3),
+        "ids": torch.arange(5),
+        "other": torch.arange(7.0),
+    }
+    save_file(tensors, source, {"made": "by hand"})
+    before = source.read_bytes()
+
+    # another row for each of two rows: wrong if the shape were lost, or rows taken for columns
+    change = {"half": lambda old: old.float() + torch.tensor([10.0, 20.0, 30.0])}
+    digest = weights.rewrite_file(source, target, change)
+
+    assert digest == weights.sha256(target)
+    assert source.read_bytes() == before
+    found = load_file(target)
+    assert found.pop("half").tolist() == [[10.0, 21.0, 32.0], [13.0, 24.0, 35.0]]
+    assert all(torch.equal(found[name], tensors[name]) for name in ("ids", "other"))
+    length = 8 + struct.unpack("<Q", before[:8])[0]
+    assert target.read_bytes()[:length] == before[:length]
+
+
+def test_writes_what_safetensors_reads_with_the_permissions_of_other_files(tmp_path):
+    file, other = tmp_path / "state.safetensors", tmp_path / "other"
+    other.touch()
+    tensors = {
+        "odd": torch.tensor([1, 2, 3], dtype=torch.uint8),  # would put what follows off its grid
+        "moment": torch.arange(6.0).view(2, 3).T,  # not contiguous
+        "half": torch.tensor(1.5).bfloat16(),  # no dimension
+        "count": torch.tensor([2**40]),
+        "index": torch.tensor([-7], dtype=torch.int32),
+        "none": torch.empty(0, 4),
+    }
+
+    weights.write_file(file, tensors, {"log": "a\nb"})
+
+    found = load_file(file)
+    assert set(found) == set(tensors)
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+    with safe_open(file, "pt") as opened:
+        assert opened.metadata() == {"log": "a\nb"}
+    assert weights.read_entries(file)[0].name == "count"  # wide numbers first
+    assert file.stat().st_mode == other.stat().st_mode
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

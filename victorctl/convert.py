@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from victorctl import parity, weights
@@ -107,7 +106,8 @@ def _make(plan: Plan, files: Files, run: Run) -> dict[str, Any]:
         known = _copy(plan, files, folder, run)
         dtype = getattr(torch, weights.NAMES[files.cast or files.dtype])
         registers = draw_registers(plan, files, evidence.visual if evidence else []).to(dtype)
-        save_file({f"{PREFIX}registers.weight": registers}, folder / WEIGHTS, {"format": "pt"})
+        own = {f"{PREFIX}registers.weight": registers}
+        weights.write_file(folder / WEIGHTS, own, {"format": "pt"})
         write_indexes(folder)
         write_config(folder, plan.settings, plan.family.native, plan.family.ours)
         proof = {"hashes_equal": None, "max_logit_difference": None}

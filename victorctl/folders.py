@@ -25,14 +25,11 @@ def writing(out: Path, *, overwrite: bool) -> Iterator[Path]:
     parents = [parent for parent in out.parents if not parent.exists()]  # the innermost first
     partial = _beside(out, "partial")
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        check_output(out, overwrite=overwrite)
-        _put_in_place(partial, out)
-    except OSError as error:
-        if explained := _explain(error, out):
-            raise explained from error
-        raise
+        with explained(out):
+            partial.mkdir(parents=True)
+            yield partial
+            check_output(out, overwrite=overwrite)
+            _put_in_place(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         for parent in parents:
@@ -58,16 +55,28 @@ def _put_in_place(partial: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _explain(error: OSError, out: Path) -> VictorError | None:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return VictorError(
-            f"{out}: the disk is full", fix="free some space, or choose another --out"
-        )
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and error.filename is not None:
-        return VictorError(
-            f"{error.filename}: {error.strerror}", fix="choose an --out where you may write"
-        )
-    return None
+@contextmanager
+def explained(place: Path, *, instead: str = "choose another --out") -> Iterator[None]:
+    """Let a full disk and a missing permission be errors that say what to do.
+
+    Args:
+        place: What is being written.
+        instead: How to write to another place.
+
+    Raises:
+        VictorError: If the system refused to write; its other errors pass unchanged.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            problem = f"{place}: the disk is full"
+            raise VictorError(problem, fix=f"free some space, or {instead}") from error
+        refused = error.errno in (errno.EACCES, errno.EROFS, errno.EPERM)
+        if refused and error.filename is not None:
+            problem = f"{error.filename}: {error.strerror}"
+            raise VictorError(problem, fix=f"{instead}, where you may write") from error
+        raise
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:

@@ -6,18 +6,24 @@ A mapped file counts as the process's memory; a stream needs a megabyte, whateve
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from victorctl.errors import VictorError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 LONGEST_HEADER = 100_000_000  # bytes, by the format's definition
 CHUNK = 1 << 20  # bytes; a multiple of every number's size
 NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+INTEGERS = {"I64": "int64", "I32": "int32", "U8": "uint8"}  # that this package writes itself
 INFINITY = {  # unsigned type of the same size, and the bits of infinity; NaN's are higher
     "F64": (np.uint64, 0x7FF0000000000000),
     "F32": (np.uint32, 0x7F800000),
@@ -146,10 +152,8 @@ def cast_file(source: Path, target: Path, *, dtype: str, advance: Advance) -> st
             "shape": entry.shape,
             "data_offsets": [offset, offset := offset + length],
         }
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
     with target.open("wb") as out:
-        out.write(len(encoded).to_bytes(8, "little") + encoded)
+        out.write(_encoded(header))
         for entry, data in _chunks(source):
             digest.update(data)
             if entry is not None:
@@ -162,12 +166,81 @@ def cast_file(source: Path, target: Path, *, dtype: str, advance: Advance) -> st
 
 
 def _cast(data: bytes, old: str, new: str) -> bytes:
-    import torch
-
     if old not in NAMES or old == new:
         return data
-    numbers = torch.frombuffer(bytearray(data), dtype=getattr(torch, NAMES[old]))
-    return numbers.to(getattr(torch, NAMES[new])).view(torch.uint8).numpy().tobytes()
+    return _bytes(_tensor(data, old), new)
+
+
+def rewrite_file(
+    source: Path, target: Path, change: Mapping[str, Callable[["Tensor"], "Tensor"]]
+) -> str:
+    """Copy a file with some tensors changed, all else byte for byte; return the copy's SHA-256.
+
+    Args:
+        source: A safetensors file.
+        target: Must not exist.
+        change: What becomes of floating-point tensors, by name; shape and number format stay. Only
+            one such tensor is in memory at a time.
+    """
+    digest = hashlib.sha256()
+    with target.open("wb") as out:
+        for entry, pieces in groupby(_chunks(source), itemgetter(0)):
+            parts = (data for _, data in pieces)
+            if entry is not None and entry.name in change:
+                old = _tensor(b"".join(parts), entry.dtype).view(entry.shape)
+                parts = [_bytes(change[entry.name](old), entry.dtype)]
+            for data in parts:
+                digest.update(data)
+                out.write(data)
+    return digest.hexdigest()
+
+
+def write_file(file: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> None:
+    """Write tensors one by one: from another device, only one at a time is brought over.
+
+    Unlike safetensors' own writer, it raises an `OSError` when the disk is full, and gives the file
+    the permissions that the user's other files have.
+
+    Args:
+        file: Where to write.
+        tensors: By name; floating-point numbers, or INTEGERS.
+        metadata: Texts that go into the header.
+    """
+    import torch
+
+    codes = {getattr(torch, name): code for code, name in (NAMES | INTEGERS).items()}
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # keeps them aligned
+    header, offset = {"__metadata__": dict(metadata)}, 0
+    for name in names:
+        header[name] = {
+            "dtype": codes[tensors[name].dtype],
+            "shape": tuple(tensors[name].shape),
+            "data_offsets": [offset, offset := offset + tensors[name].nbytes],
+        }
+    with file.open("wb") as out:
+        out.write(_encoded(header))
+        for name in names:
+            flat = tensors[name].detach().cpu().contiguous().flatten()
+            out.write(flat.view(torch.uint8).numpy())
+
+
+def _encoded(header: Mapping[str, Any]) -> bytes:
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return len(encoded).to_bytes(8, "little") + encoded
+
+
+def _tensor(data: bytes, dtype: str) -> "Tensor":
+    import torch
+
+    return torch.frombuffer(bytearray(data), dtype=getattr(torch, NAMES[dtype]))
+
+
+def _bytes(tensor: "Tensor", dtype: str) -> bytes:
+    import torch
+
+    cast = tensor.to(getattr(torch, NAMES[dtype])).contiguous().flatten()
+    return cast.view(torch.uint8).numpy().tobytes()
 
 
 def read_rows(file: Path, entry: Entry) -> Iterator[np.ndarray]:
