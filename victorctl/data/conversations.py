@@ -158,6 +158,6 @@ def _open(image: Path | Image.Image | Callable[[], Image.Image]) -> Image.Image:
     try:
         with Image.open(image) as picture:
             return ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         fix = "replace the file with a picture, or remove its row"
         raise VictorError(f"{image}: not a readable picture: {error}", fix=fix) from error
