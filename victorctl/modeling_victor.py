@@ -93,7 +93,12 @@ class LowRank(nn.Module):
         self.down = nn.Parameter(torch.empty(rank, linear.in_features))
         self.up = nn.Parameter(torch.empty(linear.out_features, rank))
         self.scale, self.gate = scale, gate
-        linear.register_forward_hook(self.add)
+        self.attach(linear)
+
+    def attach(self, linear: nn.Linear) -> None:
+        """Hook the update to a Linear; nothing happens where it is hooked already."""
+        if self.add not in linear._forward_hooks.values():
+            linear.register_forward_hook(self.add)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map register states [rows, in] to their update [rows, out]."""
@@ -162,6 +167,12 @@ class Victor(nn.Module):
         scale = adapter["alpha"] / adapter["rank"]
         for index in range(count):
             self.adapters[str(index)] = Adapter(layers[index], adapter["rank"], scale)
+
+    def attach(self, layers: nn.ModuleList) -> None:
+        """Hook the updates to the Linears that are there now: quantising replaces them on load."""
+        for index, adapter in self.adapters.items():
+            for name, update in adapter.linears.items():
+                update.attach(layers[int(index)].get_submodule(name.replace("-", ".")))
 
     def open_gates(self, start: int, stop: int, rows: Tensor | None) -> None:
         """Tell the adapters of layers start..stop-1 which flat rows hold registers, if any."""
@@ -936,6 +947,7 @@ class VictorMixin:
             raise ValueError(
                 f"{path} does not hold this model: {wrong}\n  fix: convert or download it again"
             )
+        model.victor.attach(model.model.language_model.layers)
         return (model, info) if output_loading_info else model
 
     def save_pretrained(

@@ -12,6 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
+from transformers.quantizers import HfQuantizer
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tests.tiny import tiny_llava, tiny_picture, tiny_processor
 from tests.victor_models import ADAPTER, IMAGE, inputs, shared_native, victor_folder, victor_llava
@@ -208,6 +211,48 @@ def hub_name(name):
         if name.startswith(part) and not rest.startswith(("lm_head.", inner)):
             return f"{part}{inner}{rest}"
     return name
+
+
+# ---- Linears that are replaced while a folder is loaded ------------------------------------------
+
+
+class Swapped(torch.nn.Linear):
+    """Stands for a quantised Linear."""
+
+
+class Swap(QuantizationConfigMixin):
+    def __init__(self):
+        self.quant_method = "swap"
+
+
+class Swapping(HfQuantizer):
+    """Puts other Linears in the place of the text model's, as bitsandbytes does."""
+
+    def _process_model_before_weight_loading(self, model, **kwargs):
+        text = model.model.language_model
+        linears = [name for name, part in text.named_modules() if isinstance(part, torch.nn.Linear)]
+        for name in linears:
+            old = text.get_submodule(name)
+            with torch.device("meta"):
+                new = Swapped(old.in_features, old.out_features, bias=old.bias is not None)
+            text.set_submodule(name, new)
+
+    def is_serializable(self):
+        return False
+
+    def is_trainable(self):
+        return False
+
+
+def test_adapters_act_on_linears_that_quantisation_put_in_the_place_of_others(
+    folder, model, monkeypatch
+):
+    monkeypatch.setitem(AUTO_QUANTIZER_MAPPING, "swap", Swapping)
+
+    loaded = VictorLlava.from_pretrained(folder, quantization_config=Swap())
+
+    assert isinstance(loaded.model.language_model.layers[0].mlp.up_proj, Swapped)
+    assert torch.equal(logits(loaded), logits(model))
 
 
 # ---- Tensors that are not as they should be ------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A slice of a text model's layers runs as the backbone itself would run it, or is found unequal."""
+"""A slice of a text model's layers runs as the backbone would run it, or is found unequal."""
 
 import pytest
 import torch
