@@ -51,7 +51,7 @@ ACCEPTED = [["a"], ["b"], ["c"], ["d", "e"], ["f"], ["g"]]
 MODEL = ["a", "x", "C", "e", "x", "x."]
 BASE = ["A.", "b", "c", "E", "y", "x"]
 TYPES = ["what", "where", "what", "where", "what", "what"]
-PICTURES = ["p", "p", "q", "q", "r", "r"]
+PICTURES = ["p", "p", "p", "q", "q", "r"]
 
 
 def test_quality_is_summed_up_over_all_questions_and_by_type():

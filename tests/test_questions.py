@@ -66,6 +66,10 @@ def test_batches_hold_every_question_once_and_rows_of_like_length_together(size)
     assert [len(question.row.images) for question in flat] == [0] * 2 + [1] * 6 + [2] * 4
     assert [question.number // 2 for question in flat[::2]] == [q.number // 2 for q in flat[1::2]]
     assert cut == list(batches(asked, size))
+    longest = [max(q.length for q in asked[2 * n : 2 * n + 2]) for n in range(6)]
+    order = [question.number // 2 for question in flat[::2]]
+    assert order == sorted(order, key=lambda n: (len(asked[2 * n].row.images), longest[n]))
+    assert len(set(longest)) > 1
 
 
 def test_a_batch_becomes_prompts_with_each_picture_opened_once():
