@@ -1,0 +1,153 @@
+"""What `convert` refuses, and that a failure leaves nothing behind."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPTNeoXConfig, LlavaForConditionalGeneration
+
+from tests.converting import QUICK, left, run
+from tests.tiny import tiny_llava
+from victorctl import parity, weights
+from victorctl.errors import CheckFailed, VictorError
+
+
+@pytest.fixture
+def llava(tmp_path):
+    return tiny_llava(tmp_path / "llava")
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("place", ["copy_file", "read_rows"])
+def test_whatever_stops_it_leaves_nothing_and_the_next_run_works(
+    llava, tmp_path, monkeypatch, failure, place
+):
+    whole = getattr(weights, place)
+
+    def stop(*given, **more):
+        if place == "copy_file":
+            whole(*given, **more)
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, place, stop)
+        expected = KeyboardInterrupt if isinstance(failure, KeyboardInterrupt) else VictorError
+        with pytest.raises(expected):
+            run(llava, tmp_path / "deep" / "out")
+    assert left(tmp_path) == ["llava"]
+
+    run(llava, tmp_path / "deep" / "out")
+    assert left(tmp_path / "deep") == ["out"]
+
+
+def test_ctrl_c_while_copying_leaves_nothing(llava, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "CHUNK", 1024)
+    monkeypatch.setattr(weights, "check_finite", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        run(llava, tmp_path / "out")
+    assert left(tmp_path) == ["llava"]
+
+
+def broken(source, kind):
+    """Damage a source, and return what convert must say."""
+    file = source / "model.safetensors"
+    config = json.loads((source / "config.json").read_text())
+    tensors = load_file(file)
+    if kind == "nan":
+        tensors["language_model.model.layers.1.mlp.up_proj.weight"][2, 1] = torch.nan
+        save_file(tensors, file, {"format": "pt"})
+        return r"model\.safetensors: tensor language_model\S*1\.mlp\.up_proj\.weight holds NaN"
+    if kind == "truncated":
+        file.write_bytes(file.read_bytes()[:-100])
+        return r"model\.safetensors: truncated: 3\d\d,\d+ bytes, and its header promises"
+    if kind == "missing":
+        file.unlink()
+        return "llava: no weights"
+    if kind == "another model":
+        (source / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+        return "llava: a model of type llama is no LLaVA"
+    if kind == "no model":
+        (source / "config.json").unlink()
+        return r"llava: no config\.json, so this is no model folder"
+    config["text_config"] = GPTNeoXConfig(
+        vocab_size=95, hidden_size=32, intermediate_size=64, num_hidden_layers=6,
+        num_attention_heads=4, image_token_index=4,
+    ).to_dict()  # fmt: skip
+    model = LlavaForConditionalGeneration(
+        LlavaForConditionalGeneration.config_class.from_dict(config)
+    )
+    model.save_pretrained(source)
+    return "the text model GPTNeoXModel cannot be run in slices"
+
+
+@pytest.mark.parametrize(
+    "kind", ["nan", "truncated", "missing", "another model", "no model", "another text model"]
+)
+def test_a_source_that_cannot_be_converted_is_named_and_nothing_is_left(llava, tmp_path, kind):
+    sentence = broken(llava, kind)
+    with pytest.raises(VictorError, match=sentence):
+        run(llava, tmp_path / "deep" / "out", flags={})
+    assert left(tmp_path) == ["llava"]
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(VictorError, match=r"none: no such folder\n  fix: check the path"):
+        run(tmp_path / "none", tmp_path / "out")
+
+
+def test_an_existing_output_is_kept_unless_it_is_ours_and_may_go(llava, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.tex").write_text("x")
+    for overwrite, sentence in ((False, "exists already"), (True, "not written by victorctl")):
+        with pytest.raises(VictorError, match=sentence):
+            run(llava, tmp_path / "theirs", overwrite=overwrite)
+    assert left(tmp_path / "theirs") == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("out", ["llava", "."])
+def test_the_source_is_never_overwritten(llava, tmp_path, out, monkeypatch):
+    (llava / "victor.json").write_text("{}")
+    (tmp_path / "victor.json").write_text("{}")
+    with pytest.raises(VictorError, match="holds the source itself"):
+        run(llava, tmp_path / out, overwrite=True)
+    assert "model.safetensors" in left(llava)
+
+
+def test_an_output_is_needed(llava):
+    with pytest.raises(VictorError, match="convert needs a folder to write\n  fix: add --out"):
+        run(llava, None)
+
+
+def test_a_copy_that_differs_is_found_by_its_hash(llava, tmp_path, monkeypatch):
+    whole = weights.copy_file
+
+    def flip(source, target, **more):
+        digest = whole(source, target, **more)
+        data = bytearray(target.read_bytes())
+        data[-1] ^= 1  # the lowest bit of one number
+        target.write_bytes(data)
+        return digest
+
+    monkeypatch.setattr(weights, "copy_file", flip)
+    with pytest.raises(CheckFailed, match="what was written is not what was read"):
+        run(llava, tmp_path / "out", flags=QUICK | {"convert.verify": "hash"})
+    assert left(tmp_path) == ["llava"]
+
+
+@pytest.mark.parametrize(
+    ("call", "who"), [(2, "the folder's base model"), (3, "the Victor model without registers")]
+)
+def test_logits_that_differ_are_found(llava, tmp_path, monkeypatch, call, who):
+    whole, calls = parity.logits, []
+
+    def disturb(model, inputs):
+        calls.append(model)
+        return whole(model, inputs) + (1e-6 if len(calls) == call else 0)
+
+    monkeypatch.setattr(parity, "logits", disturb)
+    with pytest.raises(CheckFailed, match=f"the logits of {who} differ"):
+        run(llava, tmp_path / "out", flags={})
+    assert left(tmp_path) == ["llava"]
