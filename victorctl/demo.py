@@ -56,7 +56,7 @@ def demo(*, run: Run, steps: int | None = None) -> dict[str, Any]:
     converted = convert(str(DEMO), recipe=recipe, run=part("converted"))
     say(
         f"2/3 finetune: the model frozen, {train.steps} steps on drawn scenes; the registers learn "
-        "to answer as the whole picture would",
+        "to carry what the answers need",
         quiet=run.quiet,
     )
     trained = finetune(out / "converted", recipe=recipe, run=part("model"))
