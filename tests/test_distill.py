@@ -4,6 +4,8 @@ Faults planted and caught: registers of the second picture left out, prefix of a
 with its visual tokens dropped, labels not shifted, padding of the suffix attended to.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
@@ -134,15 +136,19 @@ def test_a_known_teacher_is_not_asked_again_and_changes_nothing(tmp_path, monkey
     assert TeacherCache({"base": "y"}, tmp_path).find(batch.keys) is None
 
 
-def test_a_question_is_known_by_its_words_and_its_picture():
+def test_a_question_is_known_by_its_words_its_answer_and_its_picture():
     row = Row("a", (tiny_picture(1),), (tiny_conversation(seed=1),))
     other_picture = Row("a", (tiny_picture(2),), (tiny_conversation(seed=1),))
     other_words = Row("a", (tiny_picture(1),), (tiny_conversation(seed=2),))
     processor = tiny_processor()
-    keys = {collate([encode(r, processor)], 0).keys[0] for r in (row, other_picture, other_words)}
+    encoded = [encode(each, processor) for each in (row, other_picture, other_words)]
+    (said,) = encoded[0].conversations
+    unasked = replace(said, labels=[IGNORED] * (len(said.labels) - 1) + said.labels[-1:])
+    encoded.append(replace(encoded[0], conversations=(unasked,)))
+    keys = {collate([each], 0).keys[0] for each in encoded}
 
-    assert len(keys) == 3
-    assert collate([encode(ROWS[0], processor), encode(row, processor)], 0).keys[-1] in keys
+    assert len(keys) == 4
+    assert collate([encode(ROWS[0], processor), encoded[0]], 0).keys[-1] in keys
 
 
 def test_pictures_of_all_rows_are_joined_in_reading_order():

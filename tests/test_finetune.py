@@ -1,7 +1,7 @@
 """The finetune stage on tiny models: what it writes, leaves alone, and picks up when interrupted.
 
 Faults planted and caught: a resumed run that forgets the optimiser, a plan that restarts at row 0,
-a merged shard written through its hard link into the source.
+a merged shard written through its hard link into the source, an update merged into rounded weights.
 """
 
 import importlib
@@ -19,11 +19,10 @@ from transformers import AutoModelForImageTextToText
 from tests.tiny import tiny_data, tiny_llava, tiny_picture, tiny_processor
 from tests.victor_models import victor_folder, victor_llava
 from victorctl import checkpoint, lineage
-from victorctl.data.conversations import open_data
 from victorctl.errors import VictorError
 from victorctl.finetune import finetune
-from victorctl.recipe import Recipe, Run, TrainSection
-from victorctl.training import Plan, learning_rate
+from victorctl.recipe import Recipe, Run
+from victorctl.training import learning_rate
 
 STAGE = importlib.import_module(
     "victorctl.finetune"
@@ -139,6 +138,32 @@ def test_lora_is_merged_into_the_shards_it_touches_and_the_source_stays(tmp_path
     )
 
 
+def test_lora_is_added_to_the_weights_as_stored_not_as_loaded(tmp_path, model, data):
+    settings = recipe(data, "lora", steps=1, learning_rate=1e-4, warmup=0.0)
+    finetune(model, recipe=settings, run=run(tmp_path / "out", dtype="bf16"))
+
+    old, new = (
+        {k: v for f in checkpoint.weight_files(d) for k, v in load_file(f).items()}
+        for d in (model, tmp_path / "out")
+    )
+    (name,) = (
+        name
+        for name in old
+        if name.endswith("layers.0.self_attn.q_proj.weight") and "language" in name
+    )
+    moved = (new[name] - old[name]).abs().max()
+    rounding = (old[name].bfloat16().float() - old[name]).abs().max()
+    assert 0 < moved < 0.1 * rounding
+
+
+def test_a_finished_run_is_done_again_on_demand(tmp_path, model, data):
+    for seed in (0, 1):
+        finetune(model, recipe=recipe(data, seed=seed), run=run(tmp_path / "out", overwrite=True))
+
+    assert lineage.read_lineage(tmp_path / "out")["stages"][-1]["seed"] == 1
+    assert {path.name for path in tmp_path.glob("*out*")} == {"out"}
+
+
 def test_the_loss_falls_and_is_drawn(tmp_path, model, data):
     result = finetune(
         model,
@@ -229,6 +254,12 @@ def test_a_resumed_run_must_be_the_same_run(tmp_path, model, data, monkeypatch):
         finetune(
             model, recipe=recipe(data, learning_rate=0.01), run=run(tmp_path / "out", resume=True)
         )
+    with pytest.raises(VictorError, match="dtype was float32, is bfloat16"):
+        finetune(model, recipe=recipe(data), run=run(tmp_path / "out", resume=True, dtype="bf16"))
+    tiny_data(tmp_path / "data", 6)
+    with pytest.raises(VictorError, match="rows of the data was 5, is 6"):
+        finetune(model, recipe=recipe(data), run=run(tmp_path / "out", resume=True))
+    monkeypatch.setattr(checkpoint, "load", lambda *_: pytest.fail("the model was loaded first"))
     with pytest.raises(VictorError, match="holds an interrupted run"):
         finetune(model, recipe=recipe(data), run=run(tmp_path / "out"))
 
@@ -266,13 +297,16 @@ def test_an_output_that_exists_is_not_touched(tmp_path, model, data):
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, model, data):
-    with pytest.raises(VictorError, match=r"the loss is (nan|inf)"):
-        finetune(
-            model,
-            recipe=recipe(data, learning_rate=1e30, clip=1e30, warmup=0.0),
-            run=run(tmp_path / "out"),
-        )
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(VictorError, match="the loss is inf at step 1\n  fix: lower train"):
+        finetune(model, recipe=recipe(data, cross_entropy=1e39), run=run(tmp_path / "out"))
+    assert not any(tmp_path.glob("out*"))
+
+
+def test_a_gradient_that_is_no_number_never_reaches_a_checkpoint(tmp_path, model, data):
+    huge = recipe(data, learning_rate=1e30, clip=1e30, warmup=0.0)  # the loss of step 2 is finite
+    with pytest.raises(VictorError, match=r"the gradient's length is (nan|inf) at step 2"):
+        finetune(model, recipe=huge, run=run(tmp_path / "out"))
+    assert not any(tmp_path.glob("out*"))  # step 2 is one of those that are saved
 
 
 def test_adapters_of_another_shape_are_refused_and_equal_ones_trained_on(tmp_path, model, data):
@@ -298,28 +332,3 @@ def test_dry_run_counts_and_writes_nothing(tmp_path, model, data):
 
     assert result["trainable_parameters"] == expected
     assert {path.name for path in tmp_path.iterdir()} == {"model", "data"}
-
-
-def test_a_plan_sees_every_row_once_an_epoch_in_an_order_of_its_own(data):
-    rows = open_data("demo", rows=5)
-    plan = Plan(rows, TrainSection(batch_size=2, questions=3), seed=1)
-    seen = [row for step in range(5) for row in plan.step(step)]  # 10 rows: two epochs
-    names = [row.id for row in seen]
-
-    assert sorted(names[:5]) == sorted(names[5:]) == [row.id for row in rows]
-    assert names[:5] != names[5:]
-    assert {len(row.conversations) for row in seen} == {3}
-    first, second = (
-        next(row for row in part if row.id == "train-0") for part in (seen[:5], seen[5:])
-    )
-    assert first.conversations != second.conversations
-    assert [row.id for row in plan.step(3)] == names[6:8]
-
-
-def test_the_rate_rises_then_falls_to_nothing():
-    settings = TrainSection(steps=10, warmup=0.2)
-    rates = [learning_rate(step, settings) for step in range(10)]
-
-    assert rates[:3] == [0.5, 1.0, 1.0]
-    assert rates[6] == pytest.approx(0.5)
-    assert 0 < rates[9] < 0.05

@@ -24,17 +24,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from victorctl.data.batches import IGNORED, EncodedRow, join_images, pad
+from victorctl.data.batches import IGNORED, Encoded, EncodedRow, join_images, pad
 from victorctl.modeling_victor import (
     Images,
     Tokens,
     VictorCache,
+    caller_tokens,
     drop_visual,
     find_images,
     next_positions,
 )
 from victorctl.recipe import TrainSection
-from victorctl.teacher import Targets, TeacherCache
+from victorctl.teacher import KEY_BYTES, Targets, TeacherCache
 
 CERTAIN = 1e-6  # probability left to the classes that were not kept, below which it does not count
 
@@ -128,7 +129,7 @@ def collate(rows: Sequence[EncodedRow], pad_id: int) -> Batch | None:
         suffix=suffix,
         suffix_mask=suffix_mask,
         labels=labels,
-        keys=tuple(_key(digests[number], said.input_ids) for number, said in pairs),
+        keys=tuple(_key(digests[number], said) for number, said in pairs),
     )
 
 
@@ -219,11 +220,11 @@ class Distillation(nn.Module):
         firsts = _firsts(batch, features)
         embeddings, visual = self._embed(batch.prefix, firsts)
         images = find_images(visual, [len(feature) for feature in firsts])
-        victor, cache = self.text.victor, VictorCache(self.text.config)
-        victor.inserting = False
-        hidden, tokens = self.text.arrange(embeddings, batch.prefix_mask, None, None, images)
-        victor.inserting = True
-        output = self.text.run_slice(0, victor.drop_layer, hidden, tokens, cache)
+        valid = batch.prefix_mask.bool()
+        start = valid.new_zeros(len(valid), dtype=torch.long)
+        tokens = caller_tokens(valid, next_positions(start, valid), images)
+        cache = VictorCache(self.text.config)
+        output = self.text.run_slice(0, self.text.victor.drop_layer, embeddings, tokens, cache)
         return Early(output.last_hidden_state, tokens, cache)
 
     def _student_prefix(self, early: Early) -> VictorCache:
@@ -332,11 +333,15 @@ def _by_row(batch: Batch, features: list[Tensor]) -> list[list[Tensor]]:
 
 
 def _digest(row: EncodedRow) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(row.images):
-        digest.update(row.images[name].contiguous().numpy().tobytes())
+    """Tell a row's pictures apart from others."""
+    digest = hashlib.blake2b(digest_size=KEY_BYTES)
+    for name, value in sorted(row.images.items()):
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().numpy())
     return digest.digest()
 
 
-def _key(picture: bytes, ids: list[int]) -> bytes:
-    return hashlib.blake2b(picture + torch.tensor(ids).numpy().tobytes(), digest_size=16).digest()
+def _key(pictures: bytes, said: Encoded) -> bytes:
+    """Tell a question apart from others: by what is read, and which of it is the answer."""
+    tokens = torch.tensor([said.input_ids, said.labels]).numpy().tobytes()
+    return hashlib.blake2b(pictures + tokens, digest_size=KEY_BYTES).digest()

@@ -1,21 +1,24 @@
-"""The finetune stage: train a Victor model's registers, the model frozen, and write a new folder."""
+"""The finetune stage: train a Victor model's registers, all else frozen, and write a new folder."""
 
 import json
+import math
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, ProcessorMixin
 
-from victorctl import checkpoint, folders, lineage, plots
-from victorctl.data.conversations import open_data
-from victorctl.distill import Distillation
+from victorctl import checkpoint, folders, lineage, plots, weights
+from victorctl.data.conversations import Row, open_data
+from victorctl.distill import Batch, Distillation
 from victorctl.errors import VictorError
 from victorctl.modeling_victor import PREFIX, WEIGHTS, read_header, write_config, write_indexes
 from victorctl.recipe import Recipe, Run
@@ -35,8 +38,27 @@ Log = list[dict[str, float]]
 ENDS = 10  # steps that the reported first and last loss are means of
 
 
+@dataclass(frozen=True)
+class Training:
+    """What a training run consists of.
+
+    Args:
+        plan: Which rows each step sees; holds the recipe's `train`.
+        processor: Makes tensors of rows.
+        distillation: The loss; holds the model, and what is known of its teacher.
+        parameters: What is trained, by name.
+        state: Where checkpoints go.
+    """
+
+    plan: Plan
+    processor: ProcessorMixin
+    distillation: Distillation
+    parameters: dict[str, nn.Parameter]
+    state: State
+
+
 def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
-    """Train what the recipe's rung trains, and write the trained model beside the one it came from.
+    """Train what the recipe's rung trains, and write the trained model to a folder of its own.
 
     Args:
         model: A folder that `convert` or `finetune` wrote.
@@ -47,11 +69,14 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         The keys of `finetune --json`.
 
     Raises:
-        VictorError: If the data, the folder or the settings do not fit, or the loss stops being a number.
+        VictorError: If the data, the folder or the settings do not fit, the disk is full, or the
+            loss stops being a number.
         KeyboardInterrupt: After Ctrl-C, when the step at hand is done and saved.
     """
     started = time.perf_counter()
     out, train = _output(model, recipe, run), recipe.train
+    state = State(out.with_name(f"{out.name}.training"))
+    state.check(resume=run.resume, overwrite=run.overwrite)
     set_threads(run.threads)
     seed_everything(recipe.seed)
     rows = open_data(recipe.data.train, rows=recipe.data.rows)
@@ -59,7 +84,7 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     network = checkpoint.load(model, run)
     parameters = choose_parameters(network, train)
     result = {
-        "out": str(out),
+        "out": str(run.out),
         "train": train.rung,
         "steps": train.steps,
         "trainable_parameters": sum(value.numel() for value in parameters.values()),
@@ -67,20 +92,20 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     }
     if run.dry_run:
         return result
-    parent = lineage.weights_sha256(model)
-    state = State(out.with_name(f"{out.name}.training"), _identity(recipe, parent))
-    state.begin(resume=run.resume, overwrite=run.overwrite)
-    log = _train(
-        network,
-        parameters,
+    base = {file.name: weights.sha256(file) for file in checkpoint.weight_files(model)}
+    parent = lineage.weights_sha256(model, base)
+    known = _teacher(model, network, recipe, run, lineage.hash_of(base))
+    training = Training(
         Plan(rows, train, recipe.seed),
         processor,
+        Distillation(network, train, known),
+        parameters,
         state,
-        run,
-        _teacher(recipe, run, model),
     )
+    with state.running(_identity(recipe, parent, rows, network), resume=run.resume):
+        log = _train(training, run)
     with folders.writing(out, overwrite=run.overwrite) as folder:
-        _write(model, folder, network)
+        hashes = _write(model, folder, network)
         plots.loss_curve(log, folder / "loss.png")
         lines = "".join(json.dumps(entry) + "\n" for entry in log)
         (folder / "loss.jsonl").write_text(lines)
@@ -91,6 +116,7 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
             parent_sha256=parent,
             seed=recipe.seed,
             base_intact=result["base_intact"],
+            known=hashes,
         )
     state.finish()
     losses = [entry["loss"] for entry in log]
@@ -101,127 +127,156 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
 
 
 def _output(model: Path, recipe: Recipe, run: Run) -> Path:
-    """Check what can be checked before anything is loaded."""
+    """Check what can be checked before anything is loaded, and say where to write."""
     if run.out is None:
         raise VictorError("finetune needs a folder to write", fix="add --out FOLDER")
     if recipe.data.train is None:
         raise VictorError("finetune needs data", fix="add --data demo, or --data FILE")
-    if run.out.resolve() == model.resolve():
+    out = run.out.expanduser().resolve()
+    if out == model.resolve():
         raise VictorError(f"--out {run.out} is the model itself", fix="give another folder")
-    folders.check_output(run.out, overwrite=run.overwrite)
-    return run.out
+    folders.check_output(out, overwrite=run.overwrite)
+    return out
 
 
-def _identity(recipe: Recipe, parent: str) -> dict[str, Any]:
-    """What a resumed run must share with the run it continues."""
-    train = recipe.train.model_dump(exclude={"checkpoint_every", "teacher_cache"})
-    return {"parent": parent, "seed": recipe.seed, "data": recipe.data.model_dump(), **train}
+def _identity(
+    recipe: Recipe, parent: str, rows: Sequence[Row], network: PreTrainedModel
+) -> dict[str, Any]:
+    """What a resumed run must share with the run it continues; it may go on on another device."""
+    return {
+        "parent": parent,
+        "seed": recipe.seed,
+        "data": recipe.data.model_dump(),
+        "rows of the data": len(rows),
+        "dtype": _dtype(network),
+        **recipe.train.model_dump(exclude={"checkpoint_every", "teacher_cache"}),
+    }
 
 
-def _teacher(recipe: Recipe, run: Run, model: Path) -> TeacherCache | None:
+def _teacher(
+    model: Path, network: PreTrainedModel, recipe: Recipe, run: Run, base_sha256: str
+) -> TeacherCache | None:
+    """Open what is known of the unconverted model's predictions, if the recipe wants them kept."""
     train = recipe.train
     if not train.teacher_cache or train.distill == 0:
         return None
+    config = checkpoint.read_config(model)
+    del config["victor"]
     return TeacherCache(
         {
-            "base": checkpoint.base_sha256(model),
+            "base": base_sha256,
+            "config": config,
             "top_k": train.top_k,
             "temperature": train.temperature,
             "autocast": train.autocast,
-            "dtype": run.dtype,
-            "device": run.device,
+            "dtype": _dtype(network),
+            "device": network.device.type,
+            "attn": run.attn,
         }
     )
 
 
-def _train(network, parameters, plan, processor, state, run, known) -> Log:  # noqa: ANN001, PLR0913
-    """Run the steps that are left; checkpoints hold what is trained and the log."""
-    train = plan.settings
-    optimizer = make_optimizer(parameters, train)
-    log: Log = state.restore(parameters, optimizer) if run.resume else []
-    distillation = Distillation(network, train, known)
-    device = next(iter(parameters.values())).device
-    mixed = torch.autocast(device.type, torch.bfloat16, enabled=train.autocast == "bf16")
-    made = batches(plan, processor, len(log))
+def _dtype(network: PreTrainedModel) -> str:
+    """Name the number format of the weights, "auto" resolved; what is trained is in float32."""
+    return str(network.lm_head.weight.dtype).removeprefix("torch.")
+
+
+def _train(training: Training, run: Run) -> Log:
+    """Run the steps that are left, and save checkpoints on the way."""
+    settings, state = training.plan.settings, training.state
+    optimizer = make_optimizer(training.parameters, settings)
+    log: Log = state.restore(training.parameters, optimizer) if run.resume else []
+    made = batches(training.plan, training.processor, len(log))
     with (
         finish_the_step() as wish,
-        progress("finetune", train.steps, quiet=run.quiet, done=len(log)) as bar,
+        progress("finetune", settings.steps, quiet=run.quiet, done=len(log)) as bar,
     ):
         for batch in made:
-            rate = learning_rate(len(log), train)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["peak"]
-            with mixed:
-                losses = distillation(batch.to(device))
-            if not torch.isfinite(losses.total):
-                raise VictorError(
-                    f"the loss is {losses.total.item()} at step {len(log)}",
-                    fix=f"lower train.learning_rate (it is {train.learning_rate:g}) and start again",
-                )
-            losses.total.backward()
-            torch.nn.utils.clip_grad_norm_(parameters.values(), train.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            entry = {
-                name: value.item()
-                for name, value in zip(("loss", *losses._fields[1:]), losses, strict=True)
-            }
-            log.append({"step": len(log) + 1, **entry, "learning_rate": rate * train.learning_rate})
-            bar.advance(text=f"loss {entry['loss']:.4f}  rate {log[-1]['learning_rate']:.1e}")
-            if len(log) % train.checkpoint_every == 0 or wish.pressed or len(log) == train.steps:
-                if known:
-                    known.flush()
-                state.save(parameters, optimizer, log)
+            log.append(_step(training, optimizer, batch, len(log)))
+            bar.advance(text="loss {loss:.4f}  rate {learning_rate:.1e}".format(**log[-1]))
+            done = len(log)
+            if done % settings.checkpoint_every == 0 or wish.pressed or done == settings.steps:
+                if training.distillation.known:
+                    training.distillation.known.flush()
+                state.save(training.parameters, optimizer, log)
             if wish.pressed:
                 say(
-                    f"stopped and saved after {len(log)} steps; the same command with --resume goes on",
+                    f"stopped and saved after {done} steps; finetune goes on from there with the "
+                    "same settings and --resume",
                     quiet=run.quiet,
                 )
                 raise KeyboardInterrupt
     return log
 
 
-def _write(source: Path, folder: Path, network: PreTrainedModel) -> None:
-    """Write the trained model: the source's files, with Victor's tensors and merged weights replaced."""
-    checkpoint.copy_files(source, folder, link=True)
-    merged = _merge(network)
-    for file in checkpoint.weight_files(source):
-        if names := _names(file, merged):
-            tensors = load_file(file)
-            for name, module in names.items():
-                tensors[name] = merged[module].to(tensors[name].dtype).contiguous()
-            (folder / file.name).unlink()  # a hard link: writing to it would change the source
-            save_file(tensors, folder / file.name, metadata={"format": "pt"})
+def _step(
+    training: Training, optimizer: torch.optim.Optimizer, batch: Batch, done: int
+) -> dict[str, float]:
+    """Take one optimiser step after so many others, and return its line of the log."""
+    settings, parameters = training.plan.settings, training.parameters.values()
+    rate = learning_rate(done, settings)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["peak"]
+    device = next(iter(parameters)).device
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings.autocast == "bf16"):
+        losses = training.distillation(batch.to(device))
+    losses.total.backward()
+    norm = nn.utils.clip_grad_norm_(parameters, settings.clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    *means, length = torch.stack([*losses, norm]).tolist()  # waits for the device once, at the end
+    for name, value in (("loss", means[0]), ("gradient's length", length)):
+        if not math.isfinite(value):
+            raise VictorError(
+                f"the {name} is {value} at step {done + 1}",
+                fix=f"lower train.learning_rate (it is {settings.learning_rate:g}) and start again",
+            )
+    names = ("loss", *losses._fields[1:])
+    entry = dict(zip(names, means, strict=True))
+    return {"step": done + 1, **entry, "learning_rate": rate * settings.learning_rate}
+
+
+def _write(source: Path, folder: Path, network: PreTrainedModel) -> dict[str, str]:
+    """Write the trained model: the source's files, but for Victor's tensors and merged weights.
+
+    Shards that do not change are hard links to the source's, and nothing here writes to those.
+
+    Returns:
+        SHA-256 of every shard, by name.
+    """
+    changes = _changes(source, network)
+    touched = {file.name for file in changes}
+    hashes = checkpoint.copy_files(source, folder, link=True, leave_out=touched)
+    for file, change in changes.items():
+        hashes[file.name] = weights.rewrite_file(file, folder / file.name, change)
     dtype = network.lm_head.weight.dtype
-    own = {
-        name: value.to(dtype).contiguous().cpu()
-        for name, value in network.victor.state_dict().items()
-    }
-    save_file(
-        {PREFIX + name: value for name, value in own.items()},
-        folder / WEIGHTS,
-        metadata={"format": "pt"},
-    )
+    own = {PREFIX + name: value.to(dtype) for name, value in network.victor.state_dict().items()}
+    weights.write_file(folder / WEIGHTS, own, {"format": "pt"})
     write_indexes(folder)
     write_config(folder, network.config.victor, network.native.__name__, type(network).__name__)
+    return hashes
 
 
-def _merge(network: PreTrainedModel) -> dict[str, Tensor]:
-    """Merge low-rank updates of every position into their weights: module of the text model to weight."""
-    merged = {}
-    for name, module in network.model.language_model.named_modules():
+def _changes(
+    source: Path, network: PreTrainedModel
+) -> dict[Path, dict[str, Callable[[Tensor], Tensor]]]:
+    """Say what low-rank updates of every position do to stored weights: shard to name to change."""
+    stored = {  # a weight's name within the text model, to where it lies
+        name[name.index(".layers.") + 1 :]: (file, name)
+        for file in checkpoint.weight_files(source)
+        for name in read_header(file)
+        if "language_model" in name and ".layers." in name
+    }
+    changes = defaultdict(dict)
+    for module_name, module in network.model.language_model.named_modules():
         if isinstance(module, LoraLayer):
-            module.merge()
-            merged[name] = module.get_base_layer().weight.detach().cpu()
-    return merged
+            file, name = stored[f"{module_name}.weight"]
+            changes[file][name] = partial(_merge, module)
+    return dict(changes)
 
 
-def _names(file: Path, modules: Sequence[str]) -> dict[str, str]:
-    """Find the weights of text modules in a file, under whatever prefix it gives them."""
-    wanted = {f".{module}.weight": module for module in modules}
-    found = {}
-    for name in read_header(file):
-        place = name.find(".layers.")
-        if "language_model" in name and name[place:] in wanted:
-            found[name] = wanted[name[place:]]
-    return found
+@torch.no_grad()
+def _merge(module: LoraLayer, weight: Tensor) -> Tensor:
+    """Add a low-rank update to a weight as stored, which may be finer than what was loaded."""
+    (adapter,) = module.active_adapters
+    return weight + module.get_delta_weight(adapter).cpu()

@@ -4,17 +4,22 @@ import hashlib
 import json
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from huggingface_hub.constants import HF_HOME
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from victorctl import weights
+from victorctl.files import whole
+from victorctl.folders import explained
 
 KEY_BYTES = 16
 FLUSH_AT = 4096  # questions kept in memory before they are written
+INSTEAD = "point HF_HOME to another folder"
 
 
 class Targets(NamedTuple):
@@ -38,12 +43,15 @@ class Place(NamedTuple):
 class TeacherCache:
     """Targets by question, in files that are never changed once they are there.
 
-    A question is known by its token ids and pictures, so the cache survives another order, batch
-    size, rung or run. Its folder is named after all else that the targets depend on.
+    A question is known by its token ids, answers and pictures, so the cache survives another order,
+    batch size, rung or run. Its folder is named after all else that the targets depend on.
 
     Args:
         settings: What the targets depend on: weights, kept classes, temperature, number format.
         root: Where the folders lie; by default beside the Hub's cache.
+
+    Raises:
+        VictorError: If the folder cannot be made.
     """
 
     def __init__(self, settings: dict[str, object], root: Path | None = None) -> None:
@@ -52,8 +60,11 @@ class TeacherCache:
         self.folder = root / name
         self.places: dict[bytes, Place] = {}
         self.fresh: dict[bytes, Targets] = {}
+        with explained(self.folder, instead=INSTEAD):
+            self.folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(self.folder.glob("*.safetensors")):
-            self._index(file)
+            with suppress(SafetensorError):  # cut short by a crash: its questions are asked again
+                self._index(file)
 
     def find(self, keys: Sequence[bytes]) -> Targets | None:
         """Look a batch up; None if one of its questions is not known."""
@@ -93,23 +104,23 @@ class TeacherCache:
         return kept
 
     def flush(self) -> None:
-        """Write what is new; a file appears whole or not at all."""
+        """Write what is new; a file appears whole or not at all.
+
+        Raises:
+            VictorError: If the disk is full.
+        """
         if not self.fresh:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"{uuid.uuid4().hex}.safetensors"
-        partial = file.with_suffix(".partial")
         targets = list(self.fresh.values())
-        save_file(
-            {
-                "keys": torch.frombuffer(bytearray(b"".join(self.fresh)), dtype=torch.uint8),
-                "counts": torch.tensor([len(target.index) for target in targets]),
-                "index": torch.cat([target.index for target in targets]).int(),
-                "log_probability": torch.cat([target.log_probability for target in targets]),
-            },
-            partial,
-        )
-        partial.replace(file)
+        tensors = {
+            "keys": torch.frombuffer(bytearray(b"".join(self.fresh)), dtype=torch.uint8),
+            "counts": torch.tensor([len(target.index) for target in targets]),
+            "index": torch.cat([target.index for target in targets]).int(),
+            "log_probability": torch.cat([target.log_probability for target in targets]),
+        }
+        with explained(file, instead=INSTEAD), whole(file) as partial:
+            weights.write_file(partial, tensors, {})
         self.fresh = {}
         self._index(file)
 
@@ -118,4 +129,5 @@ class TeacherCache:
             flat = tensors.get_tensor("keys").numpy().tobytes()
             ends = tensors.get_tensor("counts").cumsum(0).tolist()
         for number, (start, stop) in enumerate(zip([0, *ends], ends, strict=False)):
-            self.places[flat[KEY_BYTES * number :][:KEY_BYTES]] = Place(file, start, stop)
+            key = flat[KEY_BYTES * number : KEY_BYTES * (number + 1)]
+            self.places[key] = Place(file, start, stop)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,16 @@ import numpy as np
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
+from victorctl import weights
 from victorctl.data.batches import encode
 from victorctl.data.conversations import Row
 from victorctl.distill import Batch, collate
 from victorctl.errors import VictorError
-from victorctl.files import write_whole
+from victorctl.files import whole, write_whole
+from victorctl.folders import explained
 from victorctl.recipe import TrainSection
 
 AHEAD = 2  # batches that are made while a step runs
@@ -85,7 +86,7 @@ def batches(plan: Plan, processor: ProcessorMixin, start: int) -> Iterator[Batch
         if batch is None:
             names = ", ".join(row.id for row in plan.step(number)[:3])
             raise VictorError(
-                f"step {number}: none of its rows has a picture to learn from ({names}, ...)",
+                f"step {number + 1}: none of its rows has a picture to learn from ({names}, ...)",
                 fix="train on data with pictures, or raise train.batch_size",
             )
         return batch
@@ -179,51 +180,77 @@ def make_optimizer(
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class State:
     """A run in progress, in a folder beside its output; it holds only what is trained.
 
     Args:
         folder: Where it lies; removed when the run is finished.
-        identity: What must not change between a run and its continuation.
     """
 
     folder: Path
-    identity: dict[str, Any]
 
-    @cached_property
+    @property
     def file(self) -> Path:
         """The latest checkpoint."""
         return self.folder / "state.safetensors"
 
-    def begin(self, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder, or find it again.
+    @property
+    def description(self) -> Path:
+        """What must not change between a run and its continuation."""
+        return self.folder / "run.json"
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Refuse what cannot be continued, and what would be lost; changes nothing.
 
         Raises:
-            VictorError: If there is nothing to resume, or the run that lies there is another one,
-                or it would be lost.
+            VictorError: If there is nothing to resume, an interrupted run would be lost without
+                `overwrite`, or the folder is not one of a run.
         """
         if resume:
-            self._check_same()
-            return
-        if self.file.exists() and not overwrite:
+            if not (self.file.exists() and self.description.exists()):
+                problem = f"{self.folder}: no checkpoint to resume"
+                raise VictorError(problem, fix="leave --resume out")
+        elif self.file.exists() and not overwrite:
             raise VictorError(
                 f"{self.folder}: holds an interrupted run",
                 fix="add --resume to continue it, or --overwrite to start again",
             )
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        write_whole(self.folder / "run.json", json.dumps(self.identity, indent=2).encode())
-
-    def _check_same(self) -> None:
-        if not self.file.exists():
-            raise VictorError(f"{self.folder}: no checkpoint to resume", fix="leave --resume out")
-        before = json.loads((self.folder / "run.json").read_text())
-        changed = [key for key in self.identity if self.identity[key] != before.get(key)]
-        if changed:
-            said = "; ".join(
-                f"{key} was {before.get(key)}, is {self.identity[key]}" for key in changed
+        elif self.folder.exists() and not self.description.exists():
+            raise VictorError(
+                f"{self.folder}: checkpoints belong here, and this was not written by victorctl",
+                fix="move it away, or choose another --out",
             )
+
+    @contextmanager
+    def running(self, identity: dict[str, Any], *, resume: bool) -> Iterator[None]:
+        """Hold the folder while the run is under way; without a checkpoint, nothing of it stays.
+
+        Args:
+            identity: What the run must share with the one that it continues.
+            resume: Find the folder again, instead of making a new one.
+
+        Raises:
+            VictorError: If the run to resume was another one, or the folder cannot be made.
+        """
+        if resume:
+            self._check_same(identity)
+        else:
+            with explained(self.folder):
+                shutil.rmtree(self.folder, ignore_errors=True)
+                self.folder.mkdir(parents=True)
+                write_whole(self.description, json.dumps(identity, indent=2).encode())
+        try:
+            yield
+        finally:
+            if not self.file.exists():
+                self.finish()
+
+    def _check_same(self, identity: dict[str, Any]) -> None:
+        before = json.loads(self.description.read_text())
+        changed = [key for key in identity if identity[key] != before.get(key)]
+        if changed:
+            said = "; ".join(f"{key} was {before.get(key)}, is {identity[key]}" for key in changed)
             raise VictorError(
                 f"{self.folder}: another run lies here: {said}",
                 fix="give the settings of that run, or leave --resume out and add --overwrite",
@@ -235,14 +262,19 @@ class State:
         optimizer: torch.optim.Optimizer,
         log: Sequence[Mapping[str, float]],
     ) -> None:
-        """Write a checkpoint after len(log) steps; it replaces the one before once it is whole."""
-        tensors = {f"parameter.{name}": value.detach() for name, value in parameters.items()}
+        """Write a checkpoint after len(log) steps; it replaces the one before once it is whole.
+
+        Raises:
+            VictorError: If the disk is full; the checkpoint before stays.
+        """
+        tensors = {f"parameter.{name}": value for name, value in parameters.items()}
         for name, value in parameters.items():
             for moment in ADAM:
                 tensors[f"{moment}.{name}"] = optimizer.state[value][moment]
-        tensors = {name: value.contiguous().cpu() for name, value in tensors.items()}
         lines = "".join(json.dumps(entry) + "\n" for entry in log)
-        write_whole(self.file, save(tensors, {"log": lines}))
+        instead = "start again with another --out"
+        with explained(self.file, instead=instead), whole(self.file) as partial:
+            weights.write_file(partial, tensors, {"log": lines})
 
     def restore(
         self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
@@ -253,7 +285,7 @@ class State:
             for name, value in parameters.items():
                 value.data.copy_(tensors.get_tensor(f"parameter.{name}"))
                 optimizer.state[value] = {
-                    moment: tensors.get_tensor(f"{moment}.{name}").to(value.device)
+                    moment: tensors.get_tensor(f"{moment}.{name}").to(value.device, copy=True)
                     for moment in ADAM
                 } | {"step": torch.tensor(float(len(log)))}
         return log

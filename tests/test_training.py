@@ -1,0 +1,123 @@
+"""The order of the data, the learning rate, and a run's state on disk.
+
+Faults planted and caught: a plan that starts each epoch in the same order, a folder of somebody
+else that is emptied, a checkpoint that is written in place.
+"""
+
+import errno
+import os
+
+import pytest
+import torch
+
+from tests.tiny import tiny_processor, tiny_rows
+from victorctl import weights
+from victorctl.data.conversations import Row, open_data
+from victorctl.errors import VictorError
+from victorctl.recipe import TrainSection
+from victorctl.training import Plan, State, batches, learning_rate
+
+
+@pytest.fixture
+def state(tmp_path):
+    return State(tmp_path / "out.training")
+
+
+def stepped():
+    """A parameter and its optimiser after one step."""
+    value = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = torch.optim.AdamW([value])
+    value.grad = torch.tensor([0.5, -0.5])
+    optimizer.step()
+    return {"name": value}, optimizer
+
+
+def test_a_plan_sees_every_row_once_an_epoch_in_an_order_of_its_own():
+    rows = open_data("demo", rows=5)
+    plan = Plan(rows, TrainSection(batch_size=2, questions=3), seed=1)
+    seen = [row for step in range(5) for row in plan.step(step)]  # 10 rows: two epochs
+    names = [row.id for row in seen]
+
+    assert sorted(names[:5]) == sorted(names[5:]) == [row.id for row in rows]
+    assert names[:5] != names[5:]
+    assert {len(row.conversations) for row in seen} == {3}
+    first, second = (
+        next(row for row in part if row.id == "train-0") for part in (seen[:5], seen[5:])
+    )
+    assert first.conversations != second.conversations
+    assert [row.id for row in plan.step(3)] == names[6:8]
+
+
+def test_the_rate_rises_then_falls_to_nothing():
+    settings = TrainSection(steps=10, warmup=0.2)
+    rates = [learning_rate(step, settings) for step in range(10)]
+
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[6] == pytest.approx(0.5)
+    assert 0 < rates[9] < 0.05
+
+
+def test_a_step_without_a_picture_is_refused_by_its_number_and_rows():
+    rows = [
+        *tiny_rows(2),
+        *(Row(f"text-{n}", (), tiny_rows(1, images=(0,))[0].conversations) for n in range(2)),
+    ]
+    plan = Plan(rows, TrainSection(batch_size=1, steps=4), seed=0)
+    made = batches(plan, tiny_processor(), 0)
+    with pytest.raises(VictorError, match=r"step \d: none of its rows has a picture.*\(text-\d, "):
+        list(made)
+
+
+def test_a_checkpoint_comes_back_as_it_was(state):
+    parameters, optimizer = stepped()
+    with state.running({}, resume=False):
+        state.save(parameters, optimizer, [{"loss": 0.25}])
+    others, fresh = stepped()
+    others["name"].data.zero_()
+
+    assert state.restore(others, fresh) == [{"loss": 0.25}]
+    assert torch.equal(others["name"], parameters["name"])
+    ours, theirs = (made.state_dict()["state"][0] for made in (optimizer, fresh))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_half_written(state, monkeypatch):
+    parameters, optimizer = stepped()
+    with state.running({}, resume=False):
+        state.save(parameters, optimizer, [{"loss": 0.25}])
+    before = state.file.read_bytes()
+
+    def full_disk(file, tensors, metadata):
+        file.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(weights, "write_file", full_disk)
+    with pytest.raises(
+        VictorError, match=r"state\.safetensors: the disk is full\n  fix: free some"
+    ):
+        state.save(parameters, optimizer, [{"loss": 0.25}, {"loss": 0.2}])
+
+    assert state.file.read_bytes() == before
+    assert {path.name for path in state.folder.iterdir()} == {"run.json", "state.safetensors"}
+
+
+def interrupt(state):
+    with state.running({}, resume=False):
+        assert state.folder.is_dir()
+        raise KeyboardInterrupt
+
+
+def test_a_run_that_stops_before_its_first_checkpoint_leaves_nothing(state):
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(state)
+    assert not state.folder.exists()
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_folder_of_somebody_else_is_never_emptied(state, overwrite):
+    state.folder.mkdir()
+    (state.folder / "thesis.txt").write_text("mine")
+    with pytest.raises(VictorError, match=r"not written by victorctl\n  fix: move it away"):
+        state.check(resume=False, overwrite=overwrite)
+    assert (state.folder / "thesis.txt").read_text() == "mine"
