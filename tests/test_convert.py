@@ -231,6 +231,24 @@ def test_another_number_format_is_cast_on_the_way_proved_and_not_called_intact(l
     assert entry["parent_sha256"] == weights_sha256(llava)
 
 
+def test_a_cast_is_written_into_every_part_of_the_configuration_that_named_the_old_format(
+    tmp_path,
+):
+    source = source_of("hub names", tmp_path / "llava")
+    config = json.loads((source / "config.json").read_text())
+    config["text_config"].pop("dtype", None)
+    config["text_config"]["torch_dtype"] = "float32"
+    config["vision_config"].pop("dtype", None)
+    (source / "config.json").write_text(json.dumps(config))
+
+    run(source, tmp_path / "out", flags=QUICK | {"convert.dtype": "fp16"})
+
+    found = json.loads((tmp_path / "out" / "config.json").read_text())
+    parts = (found, found["text_config"], found["vision_config"])
+    assert [part.get("dtype") for part in parts] == ["float16", "float16", None]
+    assert [part.get("torch_dtype") for part in parts] == [None] * 3
+
+
 def test_linked_shards_take_no_room_and_outlive_the_source(llava, tmp_path):
     before = weights_sha256(llava)
     run(llava, tmp_path / "out", flags=QUICK | {"convert.link": True})
