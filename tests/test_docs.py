@@ -50,7 +50,7 @@ def test_an_option_is_shown_with_its_value_meaning_and_default():
     assert "| `--positions overlay\\|append` | " in block
     assert "| `--set KEY=VALUE` | " in block
     assert "| `--dry-run` | " in block
-    assert "| `--attn sdpa\\|eager\\|flash_attention_2` | Attention. (default sdpa) |" in block
+    assert "| `--attn sdpa\\|eager` | Attention. (default sdpa) |" in block
 
 
 def test_refreshing_a_page_keeps_what_was_written_by_hand():

@@ -332,3 +332,9 @@ def test_dry_run_counts_and_writes_nothing(tmp_path, model, data):
 
     assert result["trainable_parameters"] == expected
     assert {path.name for path in tmp_path.iterdir()} == {"model", "data"}
+
+
+def test_weights_in_float16_are_not_trained_as_they_are(tmp_path, model, data):
+    half = Run(out=tmp_path / "out", device="cpu", dtype="fp16", quiet=True)
+    with pytest.raises(VictorError, match="small gradients vanish\n  fix: add --dtype bf16"):
+        finetune(model, recipe=recipe(data), run=half)

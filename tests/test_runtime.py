@@ -48,7 +48,7 @@ def test_a_named_device_and_dtype_are_taken(gpus):
         (1, {"device": "cuda:"}, "--device cuda:: no such device"),
         (1, {"dtype": "float32"}, "--dtype float32: no such number format\n  fix: use auto, bf16"),
         (1, {"attn": "flash"}, "--attn flash: no such attention\n  fix: use sdpa, eager"),
-        (0, {"attn": "flash_attention_2"}, "needs a GPU and the package flash-attn"),
+        (0, {"attn": "flash_attention_2"}, "takes the gap .*\n  fix: use --attn sdpa"),
     ],
 )
 def test_what_is_not_here_is_refused(gpus, count, given, message):

@@ -60,7 +60,7 @@ Changes = Annotated[
 Seed = Annotated[int | None, setting("seed", "--seed")]
 Device = Annotated[str, typer.Option(help="Where to compute.", metavar="auto|cpu|cuda[:N]")]
 Dtype = Annotated[str, typer.Option(help="Number format.", metavar="auto|bf16|fp16|fp32")]
-Attn = Annotated[str, typer.Option(help="Attention.", metavar="sdpa|eager|flash_attention_2")]
+Attn = Annotated[str, typer.Option(help="Attention.", metavar="sdpa|eager")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; torch's choice if not given.")]
 
 
@@ -138,7 +138,14 @@ def convert(
 
     result = stage(source, recipe=settings, run=run)
     following = hint(
-        "finetune", out, "--data", settings.data.train, "--out", f"{out}-trained", dry_run=dry_run
+        "finetune",
+        out,
+        "--data",
+        settings.data.train,
+        "--out",
+        f"{out}-trained",
+        *recipes.spell(recipe),
+        dry_run=dry_run,
     )
     show("convert", result, as_json=json, following=following)
 
@@ -182,7 +189,9 @@ def finetune(
     from victorctl.finetune import finetune as stage
 
     result = stage(model, recipe=settings, run=run)
-    following = hint("eval", out, "--data", held_out(settings), dry_run=dry_run)
+    following = hint(
+        "eval", out, "--data", held_out(settings), *recipes.spell(recipe), dry_run=dry_run
+    )
     show("finetune", result, as_json=json, following=following)
 
 

@@ -115,10 +115,9 @@ def _devices() -> Iterator[Check]:
 
 
 def _attention() -> Check:
-    from transformers.utils import is_flash_attn_2_available
+    from victorctl.runtime import ATTENTIONS
 
-    kinds = ["sdpa", "eager", *(["flash_attention_2"] if is_flash_attn_2_available() else [])]
-    return Check("attention", "ok", ", ".join(kinds))
+    return Check("attention", "ok", ", ".join(ATTENTIONS))
 
 
 def _shipped_file() -> Check:

@@ -82,6 +82,11 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     rows = open_data(recipe.data.train, rows=recipe.data.rows)
     processor = checkpoint.load_processor(model)
     network = checkpoint.load(model, run)
+    if network.dtype == torch.float16:
+        raise VictorError(
+            f"{model}: weights in float16, in which small gradients vanish",
+            fix="add --dtype bf16, or --dtype fp32; the base's files stay as they are",
+        )
     parameters = choose_parameters(network, train)
     result = {
         "out": str(run.out),

@@ -812,9 +812,10 @@ class VictorMixin:
     `adapter` (None, or `rank`, `alpha` and `layers`: `early` or `all`).
     """
 
-    _supports_attention_backend = (
-        False  # engines with one length for all layers must not pick this up
-    )
+    # Engines with one length for all layers must not pick this up.
+    _supports_attention_backend = False
+    # At batch size 1 it takes the gap that dropped tokens leave in the positions for another text.
+    _supports_flash_attn = False
     _can_compile_fullgraph = False
     native: type[nn.Module]
 
@@ -966,8 +967,7 @@ class VictorMixin:
         if push_to_hub:
             raise ValueError(
                 "save_pretrained(push_to_hub=True) would upload a folder without its registers."
-                "\n  fix: save_pretrained(folder), then victorctl push folder REPO, or "
-                "model.push_to_hub(REPO)"
+                "\n  fix: save_pretrained(folder), then hf upload REPO folder"
             )
         folder = Path(save_directory)
         state = self.state_dict() if state_dict is None else state_dict

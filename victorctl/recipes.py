@@ -43,6 +43,14 @@ def find(name: str) -> Path:
     return known[name]
 
 
+def spell(path: Path | None) -> list[str]:
+    """Write the option that gives this recipe again: by its name if it is ours; nothing for none."""
+    if path is None:
+        return []
+    named = {file: name for name, file in names().items()}
+    return ["--recipe", named.get(path, str(path))]
+
+
 def summaries() -> list[dict[str, str]]:
     """Name each recipe and say what it does: the first line of its file."""
     return [

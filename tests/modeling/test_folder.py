@@ -148,7 +148,7 @@ def test_only_the_main_process_writes(tmp_path):
 
 
 def test_saving_does_not_push_half_a_folder(tmp_path):
-    with pytest.raises(ValueError, match=r"without its registers.\n  fix: .*victorctl push"):
+    with pytest.raises(ValueError, match=r"without its registers.\n  fix: .*hf upload"):
         victor_llava().save_pretrained(tmp_path, push_to_hub=True)
 
     assert not list(tmp_path.iterdir())
