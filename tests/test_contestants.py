@@ -92,7 +92,15 @@ def test_code_of_another_hand_is_never_run(copied, tmp_path, capsys, trick):
 
     assert type(model) is VictorLlava
     assert not (tmp_path / "run").exists()
-    assert "not run; victorctl upgrade" in capsys.readouterr().err.replace("is not", "not")
+    assert "its code is not this package's and is not run" in capsys.readouterr().err
+
+
+def test_a_damaged_model_is_refused_before_its_code_is_run(copied):
+    file = copied / "victor.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+
+    with pytest.raises(VictorError, match=r"victor.safetensors: truncated"):
+        load_shipped(copied, QUIET)
 
 
 def test_the_base_is_the_same_weights_where_they_are_intact(converted):

@@ -1,5 +1,6 @@
 """Run the command line, and turn errors that a user can fix into two lines and an exit code."""
 
+import signal
 import sys
 
 from victorctl.cli import app
@@ -8,6 +9,7 @@ from victorctl.errors import CheckFailed, VictorError
 
 def main() -> None:
     """Run `victorctl`; anything but a `VictorError` keeps its traceback: our fault."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # clean up first
     try:
         app(prog_name="victorctl")
     except VictorError as error:

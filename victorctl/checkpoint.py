@@ -1,7 +1,7 @@
 """Model folders: recognise, check, copy and load them."""
 
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ __all__ = [
     "has_processor",
     "load",
     "load_processor",
+    "load_with",
     "read_config",
     "read_lineage",
     "shipped_code_intact",
@@ -92,6 +93,9 @@ def shard_names(folder: Path) -> list[str]:
         if Path(name).name != name:
             problem = f"{folder / INDEX}: shard {name!r} lies outside of the folder"
             raise VictorError(problem, fix="use another copy of the model")
+        if name == modeling_victor.WEIGHTS:
+            problem = f"{folder / INDEX}: shard {name!r} has the name that registers are kept under"
+            raise VictorError(problem, fix="rename the shard, in the index too")
     return names
 
 
@@ -136,10 +140,23 @@ def load(folder: Path, run: Run | None = None) -> VictorMixin:
     Raises:
         VictorError: If it is no Victor model, or is damaged.
     """
-    run = run or Run()
-    folder, config = Path(folder), read_config(Path(folder))
-    family = family_of(config, folder)
-    if "victor" not in config:
+    family = family_of(read_config(Path(folder)), folder)
+    cls = getattr(modeling_victor, family.ours)
+    return load_with(cls.from_pretrained, Path(folder), run or Run())
+
+
+def load_with(from_pretrained: Callable[..., Any], folder: Path, run: Run) -> Any:
+    """Load a Victor model with a `from_pretrained` of transformers' kind, in eval mode.
+
+    Args:
+        from_pretrained: Of a class with registers, or one that finds such a class.
+        folder: See `load`.
+        run: Device, number format and attention.
+
+    Raises:
+        VictorError: If it is no Victor model, or is damaged.
+    """
+    if "victor" not in read_config(folder):
         raise VictorError(
             f"{folder}: not a Victor model yet", fix=f"victorctl convert {folder} --out FOLDER"
         )
@@ -147,8 +164,7 @@ def load(folder: Path, run: Run | None = None) -> VictorMixin:
         weights.read_entries(file)
     device, dtype = resolve(run)
     with quiet_loading(), fixes_of_shipped_file():
-        cls = getattr(modeling_victor, family.ours)
-        model = cls.from_pretrained(
+        model = from_pretrained(
             folder,
             dtype=dtype,
             attn_implementation=run.attn,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from transformers import AutoModelForImageTextToText, PreTrainedModel
@@ -101,10 +102,11 @@ def load_shipped(folder: Path, run: Run) -> PreTrainedModel:
         VictorError: If it is no Victor model, or is damaged.
     """
     if not _runs_our_code(folder):
-        own = "the folder's own code is not this package's, and is not run"
-        say(f"warning: {folder}: {own}; victorctl upgrade {folder}", quiet=False)
+        own = "its code is not this package's and is not run; this package's takes its place"
+        say(f"warning: {folder}: {own}", quiet=False)
         return checkpoint.load(folder, run)
-    return _load_auto(folder, run, trust_remote_code=True)
+    auto = partial(AutoModelForImageTextToText.from_pretrained, trust_remote_code=True)
+    return checkpoint.load_with(auto, folder, run)
 
 
 def find_base(folder: Path, model: PreTrainedModel, run: Run) -> Base | None:
@@ -165,17 +167,15 @@ def _runs_our_code(folder: Path) -> bool:
     config = checkpoint.read_config(folder)
     ours = f"{checkpoint.CODE.stem}.{family_of(config, folder).ours}"
     named = set(config.get("auto_map", {}).values())
-    return named == {ours} and checkpoint.shipped_code_intact(folder)
+    more = (folder / "custom_generate").exists()  # transformers would run what lies there, too
+    return named == {ours} and not more and checkpoint.shipped_code_intact(folder)
 
 
-def _load_auto(folder: Path, run: Run, *, trust_remote_code: bool) -> PreTrainedModel:
+def _load_native(folder: Path, run: Run) -> PreTrainedModel:
     device, dtype = resolve(run)
-    with checkpoint.quiet_loading(), checkpoint.fixes_of_shipped_file():
+    with checkpoint.quiet_loading():
         model = AutoModelForImageTextToText.from_pretrained(
-            folder,
-            trust_remote_code=trust_remote_code,
-            dtype=dtype,
-            attn_implementation=run.attn,
+            folder, trust_remote_code=False, dtype=dtype, attn_implementation=run.attn
         )
     return model.to(device).eval()
 
@@ -183,8 +183,7 @@ def _load_auto(folder: Path, run: Run, *, trust_remote_code: bool) -> PreTrained
 def _load_base(source: Source, run: Run) -> Base:
     fetch_weights(source, ["*.safetensors"])
     if "victor" not in checkpoint.read_config(source.folder):
-        model = _load_auto(source.folder, run, trust_remote_code=False)
-        return Base(model, source.name, native=True)
+        return Base(_load_native(source.folder, run), source.name, native=True)
     if not checkpoint.base_intact(source.folder):
         raise VictorError(
             f"--base {source.name}: the weights of its own base were changed",

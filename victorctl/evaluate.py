@@ -57,7 +57,7 @@ def evaluate(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         pictures=[question.pictures for question in asked],
         seed=recipe.seed,
     )
-    timed = asked[:SEVERAL]
+    timed = [question for question in asked if question.row.images][:SEVERAL] or asked[:SEVERAL]
     result = {
         **quality,
         **_costs(field, answers),

@@ -48,8 +48,8 @@ def _put_in_place(partial: Path, out: Path) -> None:
         out.rename(old)
     try:
         partial.rename(out)
-    except OSError:
-        if old.exists():
+    except BaseException:  # Ctrl-C too: what stood there comes back
+        if old.exists() and not out.exists():
             old.rename(out)
         raise
     shutil.rmtree(old, ignore_errors=True)

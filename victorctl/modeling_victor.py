@@ -941,7 +941,8 @@ class VictorMixin:
         """
         if kwargs.get("config") is None:
             settings_in(cls.config_class.get_config_dict(path, **kwargs)[0])
-        kwargs |= {"variant": VARIANT, "ignore_mismatched_sizes": True}  # ours is the better error
+        kwargs |= {"variant": VARIANT, "use_safetensors": True}
+        kwargs["ignore_mismatched_sizes"] = True  # ours is the better error
         model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         wrong = {name: keys for name, keys in info.items() if "keys" in name and keys}
         if wrong:

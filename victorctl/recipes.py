@@ -44,7 +44,7 @@ def find(name: str) -> Path:
 
 
 def spell(path: Path | None) -> list[str]:
-    """Write the option that gives this recipe again: by its name if it is ours; nothing for none."""
+    """Write the option that gives this recipe again, by its name if it is ours."""
     if path is None:
         return []
     named = {file: name for name, file in names().items()}

@@ -145,8 +145,8 @@ def _device(name: str) -> torch.device:
 def _check_attention(name: str) -> None:
     if name.startswith("flash_attention"):
         raise VictorError(
-            f"--attn {name}: takes the gap that dropped tokens leave in the positions for the start "
-            "of another text",
+            f"--attn {name}: takes the gap that dropped tokens leave in the positions for the "
+            "start of another text",
             fix="use --attn sdpa, which runs flash kernels on a GPU",
         )
     if name not in ATTENTIONS:
