@@ -96,6 +96,18 @@ def test_rows_without_a_picture_in_front_are_left_out():
     assert len(collate([encode(row, processor) for row in (text, picture)], 0).keys) == 1
 
 
+def test_conversations_that_begin_differently_are_all_learnt_from():
+    asked = [tiny_conversation(seed=seed) for seed in range(3)]
+    system = {"role": "system", "content": [{"type": "text", "text": "look"}]}
+    asked[1] = replace(asked[1], messages=(system, *asked[1].messages))
+    batch = collate([encode(Row("a", (tiny_picture(),), tuple(asked)), tiny_processor())], 0)
+
+    assert batch.row.tolist() == [0, 0, 1]
+    assert batch.prefix_mask.sum(dim=1).tolist() == [19, 20]
+    assert batch.pictures == (1, 1)
+    assert len(set(batch.keys)) == 3
+
+
 def test_divergence_counts_what_was_not_kept_as_one_class():
     # teacher .5 .3 .2, student .2 .2 .6; kept .5 and .3: .5 ln(.5/.2) + .3 ln(.3/.2) + .2 ln(.2/.6)
     student = torch.tensor([[0.2, 0.2, 0.6]]).log()

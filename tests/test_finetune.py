@@ -19,6 +19,7 @@ from transformers import AutoModelForImageTextToText
 from tests.tiny import tiny_data, tiny_llava, tiny_picture, tiny_processor
 from tests.victor_models import victor_folder, victor_llava
 from victorctl import checkpoint, lineage
+from victorctl.distill import Distillation
 from victorctl.errors import VictorError
 from victorctl.finetune import finetune
 from victorctl.recipe import Recipe, Run
@@ -264,6 +265,42 @@ def test_a_resumed_run_must_be_the_same_run(tmp_path, model, data, monkeypatch):
         finetune(model, recipe=recipe(data), run=run(tmp_path / "out"))
 
 
+def test_questions_about_one_picture_share_a_step_and_each_counts_in_a_resumed_run(
+    tmp_path, model, data, monkeypatch
+):
+    records = [record | {"image": "0.png"} for record in json.loads(data.read_text())]
+    data.write_text(json.dumps(records))
+    asked = []
+
+    def count(self, batch):
+        asked.append((len(batch.pictures), len(batch.keys)))
+        return forward(self, batch)
+
+    forward = Distillation.forward
+    monkeypatch.setattr(Distillation, "forward", count)
+    press_ctrl_c_in_step(monkeypatch, 3)
+    settings = recipe(data, batch_size=1, questions=3)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(model, recipe=settings, run=run(tmp_path / "out"))
+    assert asked == [(1, 3)] * 3
+
+    data.write_text(json.dumps(records[1:]))
+    with pytest.raises(VictorError, match="conversations of the data was 5, is 4"):
+        finetune(model, recipe=settings, run=run(tmp_path / "out", resume=True))
+
+
+def test_the_folder_is_held_until_the_result_is_written(tmp_path, model, data, monkeypatch):
+    def write(*arguments):
+        with pytest.raises(VictorError, match="another run is under way"):
+            finetune(model, recipe=recipe(data), run=run(tmp_path / "out", overwrite=True))
+        return whole(*arguments)
+
+    whole = STAGE._write
+    monkeypatch.setattr(STAGE, "_write", write)
+    finetune(model, recipe=recipe(data, steps=1), run=run(tmp_path / "out"))
+    assert {path.name for path in tmp_path.glob("*out*")} == {"out"}
+
+
 @pytest.mark.parametrize(
     ("how", "settings", "sentence"),
     [
@@ -297,7 +334,9 @@ def test_an_output_that_exists_is_not_touched(tmp_path, model, data):
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, model, data):
-    with pytest.raises(VictorError, match="the loss is inf at step 1\n  fix: lower train"):
+    with pytest.raises(
+        VictorError, match=r"the loss is inf at step 1\n  fix: lower train.*again with --overwrite"
+    ):
         finetune(model, recipe=recipe(data, cross_entropy=1e39), run=run(tmp_path / "out"))
     assert not any(tmp_path.glob("out*"))
 

@@ -6,6 +6,9 @@ else that is emptied, a checkpoint that is written in place.
 
 import errno
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +19,8 @@ from victorctl.data.conversations import Row, open_data
 from victorctl.errors import VictorError
 from victorctl.recipe import TrainSection
 from victorctl.training import Plan, State, batches, learning_rate
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -112,6 +117,60 @@ def test_a_run_that_stops_before_its_first_checkpoint_leaves_nothing(state):
     with pytest.raises(KeyboardInterrupt):
         interrupt(state)
     assert not state.folder.exists()
+
+
+def files(state):
+    return {path.name for path in state.folder.parent.rglob("*")}
+
+
+def test_a_second_run_in_a_folder_is_refused_and_harms_nothing(state):
+    parameters, optimizer = stepped()
+    with state.running({}, resume=False):
+        state.save(parameters, optimizer, [{"loss": 0.25}])
+        before = files(state)
+        refused = pytest.raises(
+            VictorError, match="another run is under way in this folder\n  fix: wait"
+        )
+        for resume in (True, False):
+            with refused, State(state.folder).running({}, resume=resume):
+                pytest.fail("two runs at once")
+            with refused:
+                state.check(resume=resume, overwrite=True)
+        assert files(state) == before
+        State(state.folder.with_name("other.training")).check(resume=False, overwrite=False)
+
+    state.check(resume=True, overwrite=False)
+    assert files(state) == {"out.training", "run.json", "state.safetensors"}
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from victorctl.training import State
+
+state = State(Path(sys.argv[1]))
+with state.running({}, resume=False):
+    state.file.touch()
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_run_that_was_killed_can_be_resumed(state):
+    command = [sys.executable, "-c", HOLD, str(state.folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as other:
+        try:
+            assert other.stdout.readline() == b"held\n"
+            with pytest.raises(VictorError, match="another run is under way"):
+                state.check(resume=True, overwrite=False)
+        finally:
+            other.kill()
+    assert state.lock.exists()
+
+    state.check(resume=True, overwrite=False)
+    with state.running({}, resume=True):
+        assert state.file.exists()
+    assert not state.lock.exists()
 
 
 @pytest.mark.parametrize("overwrite", [True, False])

@@ -98,14 +98,14 @@ def collate(rows: Sequence[EncodedRow], pad_id: int) -> Batch | None:
     """Cut the conversations at the end of their first picture and stack them.
 
     Args:
-        rows: Encoded rows; those whose conversations do not open with one shared picture are left
-            out, as no register could learn from them.
+        rows: Encoded rows; one whose conversations begin differently counts as several, and one
+            without a picture is left out, as no register could learn from it.
         pad_id: Token that fills up.
 
     Returns:
         The batch, or None if no row is left.
     """
-    rows = [row for row in rows if row.images and row.prefix]
+    rows = [part for row in rows for part in row.by_prefix() if part.images and part.prefix]
     if not rows:
         return None
     pairs = [(number, said) for number, row in enumerate(rows) for said in row.conversations]

@@ -5,6 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
@@ -32,3 +37,34 @@ def write_whole(path: Path, data: bytes) -> None:
     """
     with whole(path) as partial:
         partial.write_bytes(data)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Yield whether this is the only holder of a lock, which the system frees if the process dies.
+
+    The file is removed by whoever held the lock. Where there are no locks everybody holds it.
+
+    Args:
+        path: File that stands for the lock; its folder exists.
+    """
+    if fcntl is None:
+        yield True
+        return
+    with path.open("ab") as file:
+        held = _lock(file.fileno())
+        try:
+            yield held
+        finally:
+            if held:
+                path.unlink(missing_ok=True)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return os.fstat(descriptor).st_nlink > 0  # else its holder removed it after we opened it

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from victorctl import checkpoint, folders, lineage, plots, weights
-from victorctl.data.conversations import Row, open_data
+from victorctl.data.conversations import Rows, open_data
 from victorctl.distill import Batch, Distillation
 from victorctl.errors import VictorError
 from victorctl.modeling_victor import PREFIX, WEIGHTS, read_header, write_config, write_indexes
@@ -69,8 +69,8 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         The keys of `finetune --json`.
 
     Raises:
-        VictorError: If the data, the folder or the settings do not fit, the disk is full, or the
-            loss stops being a number.
+        VictorError: If the data, the folder or the settings do not fit, another run writes there,
+            the disk is full, or the loss stops being a number.
         KeyboardInterrupt: After Ctrl-C, when the step at hand is done and saved.
     """
     started = time.perf_counter()
@@ -109,21 +109,21 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     )
     with state.running(_identity(recipe, parent, rows, network), resume=run.resume):
         log = _train(training, run)
-    with folders.writing(out, overwrite=run.overwrite) as folder:
-        hashes = _write(model, folder, network)
-        plots.loss_curve(log, folder / "loss.png")
-        lines = "".join(json.dumps(entry) + "\n" for entry in log)
-        (folder / "loss.jsonl").write_text(lines)
-        lineage.add_stage(
-            folder,
-            command="finetune",
-            settings={"train": train.model_dump(), "data": recipe.data.model_dump()},
-            parent_sha256=parent,
-            seed=recipe.seed,
-            base_intact=result["base_intact"],
-            known=hashes,
-        )
-    state.finish()
+        with folders.writing(out, overwrite=run.overwrite) as folder:
+            hashes = _write(model, folder, network)
+            plots.loss_curve(log, folder / "loss.png")
+            lines = "".join(json.dumps(entry) + "\n" for entry in log)
+            (folder / "loss.jsonl").write_text(lines)
+            lineage.add_stage(
+                folder,
+                command="finetune",
+                settings={"train": train.model_dump(), "data": recipe.data.model_dump()},
+                parent_sha256=parent,
+                seed=recipe.seed,
+                base_intact=result["base_intact"],
+                known=hashes,
+            )
+        state.finish()
     losses = [entry["loss"] for entry in log]
     return result | {
         "loss": {"first": fmean(losses[:ENDS]), "last": fmean(losses[-ENDS:])},
@@ -144,15 +144,14 @@ def _output(model: Path, recipe: Recipe, run: Run) -> Path:
     return out
 
 
-def _identity(
-    recipe: Recipe, parent: str, rows: Sequence[Row], network: PreTrainedModel
-) -> dict[str, Any]:
+def _identity(recipe: Recipe, parent: str, rows: Rows, network: PreTrainedModel) -> dict[str, Any]:
     """What a resumed run must share with the run it continues; it may go on on another device."""
     return {
         "parent": parent,
         "seed": recipe.seed,
         "data": recipe.data.model_dump(),
         "rows of the data": len(rows),
+        "conversations of the data": rows.conversations,
         "dtype": _dtype(network),
         **recipe.train.model_dump(exclude={"checkpoint_every", "teacher_cache"}),
     }
@@ -234,7 +233,8 @@ def _step(
         if not math.isfinite(value):
             raise VictorError(
                 f"the {name} is {value} at step {done + 1}",
-                fix=f"lower train.learning_rate (it is {settings.learning_rate:g}) and start again",
+                fix=f"lower train.learning_rate (it is {settings.learning_rate:g}), and start "
+                "again with --overwrite",
             )
     names = ("loss", *losses._fields[1:])
     entry = dict(zip(names, means, strict=True))

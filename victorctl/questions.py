@@ -62,8 +62,8 @@ def questions(rows: Sequence[Row], limit: int | None) -> list[Question]:
         for place, conversation in enumerate(row.conversations):
             if len(found) == limit:
                 return found
-            name = f"{row.id}/{place}" if len(row.conversations) > 1 else row.id
-            found.append(Question(name, len(found), row, conversation))
+            numbered = f"{row.id}/{place}" if len(row.conversations) > 1 else row.id
+            found.append(Question(conversation.id or numbered, len(found), row, conversation))
     return found
 
 

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from victorctl.data.batches import encode
 from victorctl.data.conversations import Row
 from victorctl.distill import Batch, collate
 from victorctl.errors import VictorError
-from victorctl.files import whole, write_whole
+from victorctl.files import locked, whole, write_whole
 from victorctl.folders import explained
 from victorctl.recipe import TrainSection
 
@@ -200,13 +200,21 @@ class State:
         """What must not change between a run and its continuation."""
         return self.folder / "run.json"
 
+    @property
+    def lock(self) -> Path:
+        """Held while a run is under way; beside the folder, which comes and goes."""
+        return self.folder.with_name(f"{self.folder.name}.lock")
+
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """Refuse what cannot be continued, and what would be lost; changes nothing.
 
         Raises:
-            VictorError: If there is nothing to resume, an interrupted run would be lost without
-                `overwrite`, or the folder is not one of a run.
+            VictorError: If another run is under way, there is nothing to resume, an interrupted
+                run would be lost without `overwrite`, or the folder is not one of a run.
         """
+        if self.lock.exists():
+            with self._alone():
+                pass
         if resume:
             if not (self.file.exists() and self.description.exists()):
                 problem = f"{self.folder}: no checkpoint to resume"
@@ -231,20 +239,36 @@ class State:
             resume: Find the folder again, instead of making a new one.
 
         Raises:
-            VictorError: If the run to resume was another one, or the folder cannot be made.
+            VictorError: If another run is under way, the run to resume was another one, or the
+                folder cannot be made.
         """
-        if resume:
-            self._check_same(identity)
-        else:
-            with explained(self.folder):
-                shutil.rmtree(self.folder, ignore_errors=True)
-                self.folder.mkdir(parents=True)
-                write_whole(self.description, json.dumps(identity, indent=2).encode())
-        try:
+        with self._alone():
+            if resume:
+                self._check_same(identity)
+            else:
+                with explained(self.folder):
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                    self.folder.mkdir()
+                    write_whole(self.description, json.dumps(identity, indent=2).encode())
+            try:
+                yield
+            finally:
+                if not self.file.exists():
+                    self.finish()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other runs out."""
+        with ExitStack() as stack:
+            with explained(self.lock):
+                self.lock.parent.mkdir(parents=True, exist_ok=True)
+                held = stack.enter_context(locked(self.lock))
+            if not held:
+                raise VictorError(
+                    f"{self.folder}: another run is under way in this folder",
+                    fix="wait for it to end, or choose another --out",
+                )
             yield
-        finally:
-            if not self.file.exists():
-                self.finish()
 
     def _check_same(self, identity: dict[str, Any]) -> None:
         before = json.loads(self.description.read_text())

@@ -204,6 +204,19 @@ def test_a_row_whose_conversations_begin_differently_shares_no_prefix():
     assert row.prefix == 0
 
 
+def test_a_row_splits_into_those_that_share_a_prefix():
+    asked = [tiny_conversation(seed=seed) for seed in range(3)]
+    system = {"role": "system", "content": [{"type": "text", "text": "look"}]}
+    asked[1] = Conversation((system, *asked[1].messages))
+    row = encode(Row("row", (tiny_picture(0),), tuple(asked)), tiny_processor())
+    first, second = row.by_prefix()
+
+    assert first.conversations == (row.conversations[0], row.conversations[2])
+    assert second.conversations == (row.conversations[1],)
+    assert (first.prefix, second.prefix) == (19, 20)
+    assert first.images is second.images is row.images
+
+
 def test_answers_after_a_picture_in_a_later_turn_are_found_behind_its_placeholders():
     look = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "and this ?"}]}
     cat = {"role": "assistant", "content": [{"type": "text", "text": "cat"}]}

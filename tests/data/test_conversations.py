@@ -9,6 +9,7 @@ from tests.tiny import tiny_data, tiny_picture
 from victorctl.data import scenes
 from victorctl.data.conversations import Row, open_data
 from victorctl.errors import VictorError
+from victorctl.questions import questions
 
 IMAGE = {"type": "image"}
 
@@ -177,6 +178,62 @@ def test_rows_come_in_order_and_only_so_many_as_asked(tmp_path, name):
         table[3]
 
 
+def ask(answer, *images, **more):
+    marks = "<image>" * len(images)
+    return {"images": images, "question": f"{marks}Which?", "answer": answer, **more}
+
+
+def test_records_about_the_same_pictures_are_one_row_in_the_place_of_the_first(tmp_path):
+    records = [
+        ask("0", "b.png"),
+        ask("1"),
+        ask("2", "a.png", "b.png", id="pair"),
+        ask("3", "b.png", id="later", type="count"),
+        ask("4", "b.png", "a.png"),
+        ask("5"),
+        ask("6", "./b.png"),
+    ]
+    table = open_data(write(tmp_path, *records))
+
+    found = {row.id: [said.answers[0] for said in row.conversations] for row in table}
+    assert found == {"0": ["0", "3", "6"], "1": ["1"], "pair": ["2"], "4": ["4"], "5": ["5"]}
+    assert list(found) == [row.id for row in table] == ["0", "1", "pair", "4", "5"]
+    assert [said.type for said in table[0].conversations] == ["all", "count", "all"]
+    assert [[file.name for file in row.images] for row in table][2:4] == [
+        ["a.png", "b.png"],
+        ["b.png", "a.png"],
+    ]
+    assert (len(table), table.conversations) == (5, 7)
+
+
+def test_only_so_many_means_records_not_rows(tmp_path):
+    path = write(tmp_path, *(ask(str(number), "ab"[number % 2] + ".png") for number in range(6)))
+
+    found = [[said.answers[0] for said in row.conversations] for row in open_data(path, rows=3)]
+    assert found == [["0", "2"], ["1"]]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["q7", "q9"], ["q7", "q9"]),
+        (["coco", "coco"], ["coco/0", "coco/1"]),  # the picture's name, as LLaVA's data has it
+        (["q7", None], ["q7", "1"]),
+    ],
+)
+def test_questions_of_a_joined_row_have_names_of_their_own(tmp_path, names, expected):
+    named = [{"id": name} if name else {} for name in names]
+    table = open_data(write(tmp_path, *(ask("cat", "a.png", **name) for name in named)))
+
+    assert [question.id for question in questions(table, None)] == expected
+
+
+def test_an_error_in_a_joined_row_names_its_own_record(tmp_path):
+    path = write(tmp_path, ask("cat", "a.png"), {"image": "a.png", "question": "What?"})
+
+    assert problem(path) == f"{path}[1]: no answer at the end"
+
+
 def test_lines_after_those_asked_for_are_not_read(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text('{"question": "Two?", "answer": "yes"}\n\nbroken')
@@ -209,8 +266,9 @@ def test_a_file_that_is_no_picture_is_named(tmp_path):
     path = tmp_path / "a.png"
     path.write_text("no picture")
 
-    with pytest.raises(VictorError, match=r"a\.png: not a readable picture"):
+    with pytest.raises(VictorError, match=r"a\.png: not a readable picture") as error:
         Row("row", (path,), ()).pictures()
+    assert "start it again with --overwrite" in error.value.fix
 
 
 def test_a_picture_that_breaks_off_is_named(tmp_path):

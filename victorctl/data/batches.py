@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -54,6 +54,13 @@ class EncodedRow:
         shared = first.input_ids[: first.prefix]
         same = all(each.input_ids[: each.prefix] == shared for each in self.conversations)
         return first.prefix if same else 0
+
+    def by_prefix(self) -> "list[EncodedRow]":
+        """Split into rows whose conversations share all up to the first picture's last token."""
+        groups: dict[tuple[int, ...], list[Encoded]] = {}
+        for said in self.conversations:
+            groups.setdefault(tuple(said.input_ids[: said.prefix]), []).append(said)
+        return [replace(self, conversations=tuple(group)) for group in groups.values()]
 
 
 def encode(row: Row, processor: ProcessorMixin) -> EncodedRow:

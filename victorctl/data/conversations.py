@@ -2,8 +2,8 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ class Conversation:
         messages: `{"role": ..., "content": [{"type": "image"}, {"type": "text", "text": ...}]}`.
         type: Kind of question; "all" where the data does not say.
         accepted: Every right answer, where the data names several.
+        id: Its own name in the data; "" without one.
     """
 
     messages: tuple[formats.Message, ...]
     type: str = "all"
     accepted: tuple[str, ...] = ()
+    id: str = ""
 
     @property
     def question(self) -> str:
@@ -68,10 +70,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Rows(Sequence[Row]):
-    """Rows that are made when they are asked for."""
+    """Rows that are made when they are asked for.
+
+    Args:
+        make: Makes one from its number.
+        size: How many there are.
+        conversations: How many all of them hold.
+    """
 
     make: Callable[[int], Row]
     size: int
+    conversations: int
 
     def __len__(self) -> int:
         return self.size
@@ -82,13 +91,15 @@ class Rows(Sequence[Row]):
         return [self.make(i) for i in place] if isinstance(place, range) else self.make(place)
 
 
-def open_data(spec: str, *, rows: int | None = None) -> Sequence[Row]:
+def open_data(spec: str, *, rows: int | None = None) -> Rows:
     """Open a data set; the form of every row is checked now, and that its pictures exist.
+
+    Rows of a file that show the same pictures become one, in the place of the first.
 
     Args:
         spec: "demo" (training scenes), "demo:test", or a .json or .jsonl file, whose picture
             paths are relative to it.
-        rows: Use only so many, from the start; None for all.
+        rows: Use only so many of the data, from the start; None for all.
 
     Returns:
         Rows in the order of the data.
@@ -100,7 +111,8 @@ def open_data(spec: str, *, rows: int | None = None) -> Sequence[Row]:
     if spec in DEMO:
         split, size, questions = DEMO[spec]
         make = functools.partial(_scene_row, split=split, questions=questions)
-        return Rows(make, len(range(size)[:rows]))
+        size = len(range(size)[:rows])
+        return Rows(make, size, size * questions)
     path = Path(spec).expanduser()
     if not path.is_file() or path.suffix not in formats.FILES:
         known = ", ".join([*DEMO, *(f"a {suffix} file" for suffix in formats.FILES)])
@@ -108,10 +120,17 @@ def open_data(spec: str, *, rows: int | None = None) -> Sequence[Row]:
     records = list(itertools.islice(formats.FILES[path.suffix](path), rows))
     if not records:
         raise VictorError(f"{path}: holds no rows", fix="use a file with at least one")
-    table = Rows(lambda index: _record_row(index, *records[index], path.parent), len(records))
-    for (place, _), row in zip(records, table, strict=True):
+
+    def make(index: int) -> Row:
+        return _record_row(index, *records[index], path.parent)
+
+    groups: dict[Hashable, list[int]] = {}  # pictures, or a text's own number: their records
+    for index, (place, _) in enumerate(records):
+        row = make(index)
         _check_files(row, place)
-    return table
+        groups.setdefault(row.images or index, []).append(index)
+    table = list(groups.values())
+    return Rows(lambda number: _join([make(i) for i in table[number]]), len(table), len(records))
 
 
 def _scene_row(number: int, *, split: str, questions: int) -> Row:
@@ -132,8 +151,16 @@ def _record_row(index: int, place: str, record: Any, folder: Path) -> Row:
     name = next((record[key] for key in ("id", "question_id") if key in record), index)
     type_ = record.get("type") or record.get("category") or "all"
     accepted = tuple(str(answer) for answer in formats.listed(record.get("answers")))
-    conversation = Conversation(messages, str(type_), accepted)
+    conversation = Conversation(messages, str(type_), accepted, str(name))
     return Row(str(name), tuple(folder / file for file in files), (conversation,))
+
+
+def _join(rows: Sequence[Row]) -> Row:
+    """Make one row of those about the same pictures; names that do not tell them apart are lost."""
+    said = [conversation for row in rows for conversation in row.conversations]
+    if len({conversation.id for conversation in said}) < len(said):
+        said = [replace(conversation, id="") for conversation in said]
+    return replace(rows[0], conversations=tuple(said))
 
 
 def _files(record: Any) -> list[str]:
@@ -159,5 +186,8 @@ def _open(image: Path | Image.Image | Callable[[], Image.Image]) -> Image.Image:
         with Image.open(image) as picture:
             return ImageOps.exif_transpose(picture).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        fix = "replace the file with a picture, or remove its row"
+        fix = (
+            "replace the file with a picture, or remove its row; with rows removed, an interrupted "
+            "finetune cannot go on: start it again with --overwrite"
+        )
         raise VictorError(f"{image}: not a readable picture: {error}", fix=fix) from error
