@@ -1,16 +1,20 @@
-"""The generated parts of docs/: what commands and recipes take, read from the code."""
+"""The generated parts of README and docs/: read from the code, and from stored measurements."""
 
 import inspect
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import NoneType
-from typing import get_args
+from typing import Any, get_args
 
 from typer.models import ArgumentInfo
 
 from victorctl import cli, recipes
+from victorctl.units import flops, milliseconds, percent, size, times
 
 DOCS = Path(__file__).parent.parent / "docs"
+README = DOCS.parent / "README.md"
+RUNGS = ("victor", "lora", "registers")  # recipes of the demo that docs/results/ has numbers of
 BEGIN = "<!-- generated: change the code, then run pytest --update-docs -->"
 END = "<!-- end of what is generated -->"
 VALUES = {int: "N", str: "TEXT", Path: "PATH", list[str]: "TEXT"}
@@ -37,7 +41,96 @@ def blocks() -> dict[Path, str]:
             for row in recipes.describe()
         ),
     )
+    measured = {name: stored(name) for name in RUNGS}
+    pages[README] = in_short(measured["victor"])
+    pages[DOCS / "results.md"] = "\n\n".join(
+        [ladder(measured), rivals(measured["victor"]), costs(measured["victor"]), typed(measured)]
+    )
     return pages
+
+
+def stored(name: str) -> dict[str, Any]:
+    """Read what `scripts/demo/measure.py` kept of a recipe of the demo."""
+    return json.loads((DOCS / "results" / f"demo-{name}.json").read_text(encoding="utf-8"))
+
+
+def in_short(measured: dict[str, Any]) -> str:
+    found = measured["eval"]
+    tokens, right = found["mean_visual_tokens"], found["accuracy"]
+    others = max(found["baselines"].values(), key=lambda other: other["accuracy"])
+    return (
+        f"On the demo, {found['settings']['registers']} registers keep "
+        f"**{percent(found['kept'])}** of the base's accuracy ({percent(right['base'])} to "
+        f"{percent(right['model'])} on {found['questions']:,} questions; 95 % interval of what is "
+        f"kept {interval(found)}) at {tokens['model']:g} instead of {tokens['base']:g} visual "
+        f"tokens per layer, the base's weights untouched. The best of the simple alternatives at "
+        f"the same layer and count keeps {percent(others['kept'])}."
+    )
+
+
+def interval(found: dict[str, Any]) -> str:
+    low, high = found["interval"]
+    return f"{100 * low:.1f}\u2013{100 * high:.1f}"
+
+
+def ladder(measured: dict[str, dict[str, Any]]) -> str:
+    head = ("rung", "parameters", "base intact", "right answers", "kept (95 % interval)")
+    head += ("agreement", "steps", "minutes")
+    rows = [
+        (
+            f"`{one['finetune']['train']}`",
+            f"{one['finetune']['trainable_parameters']:,}",
+            "yes" if one["finetune"]["base_intact"] else "no",
+            percent(one["eval"]["accuracy"]["model"]),
+            f"{percent(one['eval']['kept'])} ({interval(one['eval'])})",
+            percent(one["eval"]["agreement"]),
+            f"{one['finetune']['steps']:,}",
+            f"{one['finetune']['seconds'] / 60:.0f}",
+        )
+        for one in measured.values()
+    ]
+    base = measured["victor"]["eval"]["accuracy"]["base"]
+    rows.append(("unconverted", "", "", percent(base), "100.0 %", "", "", ""))
+    return table(head, rows)
+
+
+def rivals(measured: dict[str, Any]) -> str:
+    found = measured["eval"]
+    ours = {"accuracy": found["accuracy"]["model"], "kept": found["kept"]}
+    ours["mean_visual_tokens"] = found["mean_visual_tokens"]["model"]
+    everyone = {"Victor (`register-lora`)": ours, **found["baselines"]}
+    rows = [
+        (name, f"{one['mean_visual_tokens']:g}", percent(one["accuracy"]), percent(one["kept"]))
+        for name, one in everyone.items()
+    ]
+    return table(("at the same layer and count", "tokens per layer", "right answers", "kept"), rows)
+
+
+def costs(measured: dict[str, Any]) -> str:
+    found = measured["eval"]
+    shown = {
+        "visual tokens per layer": ("mean_visual_tokens", lambda value: f"{value:g}"),
+        "FLOPs of the prompt, language model": ("prefill_flops", flops),
+        "cache": ("cache_bytes", size),
+        "time to first token, one question": ("time_to_first_token", milliseconds),
+        "tokens a second, decoding": ("decode_tokens_per_second", lambda value: f"{value:.0f}"),
+    }
+    rows = [
+        (name, show(found[key]["base"]), show(found[key]["model"]))
+        for name, (key, show) in shown.items()
+    ]
+    faster = ", ".join(f"{key} {times(value)}" for key, value in found["speedup"].items())
+    how = found["settings"]
+    return (
+        f"{table(('cost', 'base', 'Victor'), rows)}\n\nTimes as fast, {how['speed_batch_size']} "
+        f"questions at once: {faster}. Device {how['device']}, {how['dtype']}, threads: "
+        f"{how['threads']}; base and model in alternation."
+    )
+
+
+def typed(measured: dict[str, dict[str, Any]]) -> str:
+    lines = "\n".join("\n".join(one["commands"]) for one in measured.values())
+    return f"```shell\n{lines}\n```"
 
 
 def refresh(text: str, title: str, block: str) -> str:
