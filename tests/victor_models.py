@@ -15,7 +15,7 @@ from victorctl.modeling_victor import VictorLlava
 
 IMAGE = 4  # the id of "<image>" in the vocabulary of `tests.tiny`
 ADAPTER = {"rank": 4, "alpha": 6.0, "layers": "all"}  # alpha != rank, so that the scale shows
-CLOSE = 5e-6  # of the largest value: what single precision leaves after six layers
+CLOSE = 3e-5  # of the largest value: what single precision leaves after six layers
 
 
 def victor_llava(  # noqa: PLR0913

@@ -224,6 +224,24 @@ def test_calls_need_no_mask_and_no_positions(positions):
     assert_close(output.logits[:, -2:], scratch.logits[:, -2:])
 
 
+@pytest.mark.parametrize("cropped", [False, True], ids=["whole", "cropped"])
+@pytest.mark.parametrize("positions", ["overlay", "append"])
+@torch.no_grad()
+def test_rows_may_pause_and_their_turns_may_be_padded(positions, cropped):
+    model = shared("llama", positions=positions, adapted=True)
+    prompts = ("ab#", "c") if not cropped else ("ab#xy", "cxy")
+    cache = model(**inputs(*prompts), use_cache=True).past_key_values
+    if cropped:
+        cache.crop(-2)
+
+    for turn in (("d", "ef"), ("g", ""), ("", "h"), ("i", "j#")):  # the masks are those of the turn
+        more = inputs(*turn, first=1)
+        step = model(**more, past_key_values=cache).logits[:, -1]
+
+    assert_close(step[0], model(**inputs("ab#dgi")).logits[0, -1])
+    assert_close(step[1], model(**inputs("cefhj#", first=1)).logits[0, -1])
+
+
 # ---- Cropping and rows ---------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.victor_models import (
+    IMAGE,
     assert_close,
     inputs,
     masked_logits,
@@ -15,6 +16,7 @@ from tests.victor_models import (
     shared_native,
     victor_llava,
 )
+from victorctl.modeling_victor import REGISTER, TEXT, VISUAL, find_images
 
 BACKBONES = ("llama", "qwen2", "mistral", "gemma")
 PROMPTS = (
@@ -155,6 +157,41 @@ def test_appended_registers_may_outnumber_the_visual_tokens():
     model = victor_llava(registers=20, positions="append")
 
     assert_drop_equals_mask(model, "llama", "a#b##c")
+
+
+@pytest.mark.parametrize(
+    ("positions", "expected"),
+    [
+        (
+            "overlay",
+            [0, *range(1, 17), 15, 16, 17],
+        ),  # the registers lie on the last two visual tokens
+        (
+            "append",
+            [0, *range(1, 17), 17, 18, 19],
+        ),  # and here after them, the text one by one later
+    ],
+)
+def test_every_token_knows_its_place(positions, expected):
+    # "a#b" beside "c", which is padded on the left by 17, and by 2 more where it has no registers.
+    text = victor_llava(registers=2, positions=positions).model.language_model
+    batch = inputs("a#b", "c")
+    images = find_images(batch["input_ids"] == IMAGE, [16])
+
+    hidden, tokens = text.arrange(
+        torch.zeros(2, 18, 32), batch["attention_mask"], None, None, images
+    )
+
+    assert tokens.kind[0].tolist() == [TEXT, *[VISUAL] * 16, REGISTER, REGISTER, TEXT]
+    assert tokens.position[0].tolist() == expected
+    assert tokens.origin[0].tolist() == [*range(17), -1, -1, 17]
+    assert tokens.heir[0].tolist() == [*[-1] * 18, 16, -1]
+    assert tokens.image[0].tolist() == [-1, *[0] * 18, -1]
+    assert tokens.valid.tolist() == [[True] * 20, [False] * 19 + [True]]
+    assert (tokens.position[1, -1], tokens.origin[1, -1]) == (0, 17)
+    assert set(tokens.origin[1, :-1].tolist()) == {-1}
+    assert torch.equal(hidden[0, 17:19], text.victor.registers.weight)
+    assert not hidden[1].any()
 
 
 @torch.no_grad()

@@ -294,6 +294,15 @@ def test_a_tensor_of_another_shape_is_an_error(tmp_path):
         VictorLlava.from_pretrained(folder)
 
 
+def test_weights_that_could_run_code_are_not_read(tmp_path):
+    folder = victor_folder(tmp_path, victor_llava())
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.victor.bin")
+    (folder / "model.safetensors.index.victor.json").unlink()
+
+    with pytest.raises(OSError, match=r"no file named model\.victor\.safetensors found"):
+        VictorLlava.from_pretrained(folder)
+
+
 # ---- A machine without victorctl -----------------------------------------------------------------
 
 ELSEWHERE = """
