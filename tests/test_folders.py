@@ -84,7 +84,7 @@ def test_a_folder_of_ours_is_replaced_on_demand(tmp_path, name, content):
 def test_a_folder_of_somebody_else_is_never_replaced(tmp_path, name):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("{}")
-    with pytest.raises(VictorError, match=r"out: not written by victorctl, so --overwrite does"):
+    with pytest.raises(VictorError, match=r"out: exists already, not written by victorctl, so"):
         write(tmp_path / "out", overwrite=True)
     assert names(tmp_path / "out") == [name]
 

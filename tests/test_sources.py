@@ -58,7 +58,9 @@ def test_what_looks_like_a_path_is_never_asked_of_the_hub(tmp_path, monkeypatch,
 def test_a_file_is_no_source(tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_text("x")
-    with pytest.raises(VictorError, match=f"a file, not a model folder\n  fix: use {tmp_path}$"):
+    with pytest.raises(
+        VictorError, match="a file, not a model folder\n  fix: give the folder that"
+    ):
         open_source(str(file))
 
 

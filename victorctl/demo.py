@@ -59,7 +59,12 @@ def demo(*, run: Run, steps: int | None = None) -> dict[str, Any]:
         "to carry what the answers need",
         quiet=run.quiet,
     )
-    trained = finetune(out / "converted", recipe=recipe, run=part("model"))
+    try:
+        trained = finetune(out / "converted", recipe=recipe, run=part("model"))
+    except KeyboardInterrupt:
+        words = f"{out / 'converted'} --out {out / 'model'} --recipe {RECIPE} --steps {train.steps}"
+        say(f"victorctl finetune {words} --resume, or the demo anew", quiet=run.quiet)
+        raise
     say(
         f"3/3 eval: {recipe.eval.limit} questions about scenes with combinations never trained on, "
         "with and without registers",

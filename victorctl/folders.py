@@ -94,13 +94,13 @@ def check_output(out: Path, *, overwrite: bool) -> None:
         raise VictorError(problem, fix="choose another --out")
     if not out.is_dir() or not any(out.iterdir()):
         return
-    if not overwrite:
-        raise VictorError(f"{out}: exists already", fix="add --overwrite, or choose another --out")
     if not _is_ours(out):
         raise VictorError(
-            f"{out}: not written by victorctl, so --overwrite does not touch it",
+            f"{out}: exists already, not written by victorctl, so --overwrite does not touch it",
             fix="choose another --out, or remove the folder yourself",
         )
+    if not overwrite:
+        raise VictorError(f"{out}: exists already", fix="add --overwrite, or choose another --out")
 
 
 def _is_ours(out: Path) -> bool:

@@ -69,7 +69,9 @@ def open_source(source: str, *, revision: str | None = None) -> Source:
         name = "demo" if folder.resolve() == DEMO.resolve() else folder.resolve().name
         return Source(folder, name, None)
     if folder.is_file():
-        raise VictorError(f"{source}: a file, not a model folder", fix=f"use {folder.parent}")
+        raise VictorError(
+            f"{source}: a file, not a model folder", fix="give the folder that holds config.json"
+        )
     if not HUB_ID.fullmatch(source) or Path(source).parent.is_dir():
         raise VictorError(
             f"{source}: no such folder",
