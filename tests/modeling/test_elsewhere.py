@@ -1,0 +1,162 @@
+"""A machine without victorctl: stock transformers loads the folder, and answers as we do."""
+
+import ast
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import tiny_picture, tiny_processor
+from tests.victor_models import ADAPTER, IMAGE, inputs, shared_native, victor_folder, victor_llava
+from victorctl import modeling_victor
+
+SHIPPED = Path(modeling_victor.__file__)
+BATCH = ("ab#cd", "#e#f", "gh")
+HOW = {"max_new_tokens": 5, "do_sample": False, "suppress_tokens": [2, IMAGE]}
+MESSAGE = "what is this ?"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return victor_llava("llama", adapter=ADAPTER)
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    return victor_folder(tmp_path_factory.mktemp("folder") / "tiny-victor", model)
+
+
+@torch.no_grad()
+def logits(model):
+    return model.eval()(**inputs(*BATCH)).logits
+
+
+def digests(folder):
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+ELSEWHERE = """
+import sys
+sys.modules["victorctl"] = None  # as if it had never been installed
+import json
+import torch
+from transformers import AutoModelForImageTextToText, pipeline
+
+folder, work, how, batch, question = json.loads(sys.argv[1])
+try:
+    import victorctl
+    sys.exit("victorctl can be imported")
+except ImportError:
+    pass
+batch = torch.load(batch)
+result = {}
+for name, trust in (("trusted", {"trust_remote_code": True}), ("plain", {})):
+    model = AutoModelForImageTextToText.from_pretrained(folder, **trust).eval()
+    with torch.no_grad():
+        result[name] = model(**batch).logits
+    result[f"{name} class"] = [type(model).__module__, type(model).__name__]
+    result[f"{name} tokens"] = model.generate(**batch, **how)
+    if trust:
+        model.save_pretrained(work + "/saved")
+ask = pipeline("image-text-to-text", model=folder, trust_remote_code=True)
+result["pipe"] = ask(text=question, generate_kwargs=how, return_tensors=True)
+torch.save(result, work + "/result.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    file = tmp_path_factory.mktemp("picture") / "tiny.png"
+    tiny_picture().save(file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def question(picture):
+    return [
+        {
+            "role": "user",
+            "content": [{"type": "image", "path": str(picture)}, {"type": "text", "text": MESSAGE}],
+        }
+    ]
+
+
+@pytest.fixture(scope="module")
+def elsewhere(folder, question, tmp_path_factory):
+    """What a process sees that has the folder and stock transformers, and nothing of ours."""
+    work = tmp_path_factory.mktemp("elsewhere")
+    torch.save(inputs(*BATCH), work / "batch.pt")
+    told = json.dumps([str(folder), str(work), HOW, str(work / "batch.pt"), question])
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    clean |= {"HF_HOME": str(work / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", ELSEWHERE, told],
+        cwd=work,
+        env=clean,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return torch.load(work / "result.pt", weights_only=False) | {"saved": work / "saved"}
+
+
+def test_where_code_is_trusted_the_folder_is_a_victor_model(elsewhere, model):
+    module, name = elsewhere["trusted class"]
+
+    assert name == "VictorLlava"
+    assert module.startswith("transformers_modules.")
+    assert torch.equal(elsewhere["trusted"], logits(model))
+    assert torch.equal(elsewhere["trusted tokens"], model.generate(**inputs(*BATCH), **HOW))
+
+
+def test_where_code_is_not_trusted_the_folder_is_the_base(elsewhere):
+    native = shared_native(text="llama")
+
+    assert elsewhere["plain class"][1] == "LlavaForConditionalGeneration"
+    assert torch.equal(elsewhere["plain"], logits(native))
+    assert torch.equal(elsewhere["plain tokens"], native.generate(**inputs(*BATCH), **HOW))
+
+
+def test_the_pipeline_answers_with_our_tokens(elsewhere, model, question):
+    batch = tiny_processor().apply_chat_template(
+        question,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+
+    expected = model.generate(**batch, **HOW)
+
+    assert int((batch["input_ids"] == IMAGE).sum()) == 16
+    assert elsewhere["pipe"][0]["generated_token_ids"].tolist() == expected[0].tolist()
+
+
+def test_a_model_saved_elsewhere_is_the_same_folder(elsewhere, folder):
+    saved = digests(elsewhere["saved"])
+
+    assert {"modeling_victor.py", "victor.safetensors", "config.json"} <= saved.keys()
+    assert saved.items() <= digests(folder).items()
+
+
+def test_the_shipped_file_can_be_loaded_alone():
+    tree = ast.parse(SHIPPED.read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = set()
+    for node in imports:
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0  # files are copied one by one
+            names.add(node.module)
+        else:
+            names.update(alias.name for alias in node.names)
+
+    roots = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
+    assert roots == {"torch", "transformers", "safetensors"}
