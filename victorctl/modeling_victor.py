@@ -978,10 +978,8 @@ class VictorMixin:
             if name.startswith(PREFIX)
         }
         base = {name: state[name] for name in state if not name.startswith(PREFIX)}
-        if is_main_process:
-            (folder / BASE_WEIGHTS).unlink(
-                missing_ok=True
-            )  # it would hide shards that take its place
+        if is_main_process:  # a file from before would hide the shards that take its place
+            (folder / BASE_WEIGHTS).unlink(missing_ok=True)
         kwargs["variant"] = None
         super().save_pretrained(folder, is_main_process, state_dict=base, **kwargs)
         if is_main_process:

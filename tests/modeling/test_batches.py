@@ -1,4 +1,8 @@
-"""A row of a batch computes what it computes alone, whatever stands beside it."""
+"""A row of a batch computes what it computes alone, whatever stands beside it.
+
+Faults planted and caught: registers of absent images are valid; late padding attended; only the
+first image trains the registers; adapters learn through a detached input.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,15 @@
-"""Keys and values kept in a cache change nothing, over any number of turns."""
+"""Keys and values kept in a cache change nothing, over any number of turns.
+
+Faults planted and caught: a mask is read from its left; length counts registers; next position
+forgets the past; late layers use the early mask; masks not reordered with rows; positions not
+reordered with rows; select leaves masks; repeat tiles instead of interleaving; crop leaves
+positions; crop leaves masks; crop cuts before it refuses; crop into an image allowed; crop one
+token into an image allowed; crop of padding allowed; a cache is adopted by copying; the drop is
+forgotten in the cache; native turns not recorded; append starts again at zero each call; append
+believes the caller's positions; a generated image token is visual; pre-encoded images are not seen;
+reset keeps the masks; registers_off caches not told; layers of a window are the first ones; a cache
+where none is wanted; packed judged where a mask is given; gaps judged in padding.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,7 @@
-"""A machine without victorctl: stock transformers loads the folder, and answers as we do."""
+"""A machine without victorctl: stock transformers loads the folder, and answers as we do.
+
+Faults planted and caught: the file imports the package.
+"""
 
 import ast
 import hashlib

@@ -2,6 +2,15 @@
 
 The reference (`masked_logits`) never drops: it runs the native layers one by one over the whole
 sequence and masks the visual columns from layer k on.
+
+Faults planted and caught: registers before their image; registers after the whole prompt; drop one
+layer late; drop one layer early; positions renumbered after the drop; adapters act on text too;
+adapters act on visual tokens too; adapters act in the early slice only; adapters forget alpha /
+rank; adapters of `early` in all layers; text before the image dropped; registers dropped too; one
+set of registers for a row's images; overlay on the first visual positions; overlay one position
+late; append leaves the text where it was; an image answers with its first register; the drop
+without registers inserts them; registers_off never ends; registers start at zero; victor registered
+in the text model too; padding counts in positions; an image's number counted over the batch.
 """
 
 import pytest

@@ -1,4 +1,10 @@
-"""One folder, two models: stock transformers loads the base, and Victor where code is trusted."""
+"""One folder, two models: stock transformers loads the base, and Victor where code is trusted.
+
+Faults planted and caught: Victor's tensors in the base's file; one index for both; no key
+conversion; tensors only reported; an old model.safetensors left; the file not copied; config in the
+order of writing; all processes write; sizes of the index in elements; native class named as ours;
+no auto_map; hooks only on the first Linears; pickled weights are read.
+"""
 
 import hashlib
 import json

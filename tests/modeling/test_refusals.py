@@ -1,4 +1,10 @@
-"""What a Victor model cannot do it refuses, with the value and the way out."""
+"""What a Victor model cannot do it refuses, with the value and the way out.
+
+Faults planted and caught: each refusal taken out (overlay of too few tokens, truncated images, drop
+layers 0 and n, packed sequences, gaps under append, four-dimensional masks, offloaded, filled and
+static caches adopted, embeddings alone, unconverted folders, flash attention); four-dimensional
+masks refused too late.
+"""
 
 import copy
 

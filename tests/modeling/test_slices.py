@@ -1,4 +1,8 @@
-"""A slice of a text model's layers runs as the backbone would run it, or is found unequal."""
+"""A slice of a text model's layers runs as the backbone would run it, or is found unequal.
+
+Faults planted and caught: every slice is normed; no slice is normed; layer types not cut; the
+model's own config cut; a slice registers its layers in the model; a slice is of our class.
+"""
 
 import pytest
 import torch
