@@ -108,7 +108,7 @@ def _make(plan: Plan, files: Files, run: Run) -> dict[str, Any]:
         registers = draw_registers(plan, files, evidence.visual if evidence else []).to(dtype)
         own = {f"{PREFIX}registers.weight": registers}
         weights.write_file(folder / WEIGHTS, own, {"format": "pt"})
-        write_indexes(folder)
+        write_indexes(folder, known)
         write_config(folder, plan.settings, plan.family.native, plan.family.ours)
         proof = {"hashes_equal": None, "max_logit_difference": None}
         if verify != "none":

@@ -3,24 +3,19 @@
 import json
 import math
 import time
-from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
-from victorctl import checkpoint, folders, lineage, plots, weights
+from victorctl import checkpoint, folders, lineage, plots, saving, weights
 from victorctl.data.conversations import Rows, open_data
 from victorctl.distill import Batch, Distillation
 from victorctl.errors import VictorError
-from victorctl.modeling_victor import PREFIX, WEIGHTS, read_header, write_config, write_indexes
 from victorctl.recipe import Recipe, Run
 from victorctl.runtime import progress, say, seed_everything, set_threads
 from victorctl.teacher import TeacherCache
@@ -110,7 +105,7 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     with state.running(_identity(recipe, parent, rows, network), resume=run.resume):
         log = _train(training, run)
         with folders.writing(out, overwrite=run.overwrite) as folder:
-            hashes = _write(model, folder, network)
+            hashes = saving.save(model, folder, network)
             plots.loss_curve(log, folder / "loss.png")
             lines = "".join(json.dumps(entry) + "\n" for entry in log)
             (folder / "loss.jsonl").write_text(lines)
@@ -239,49 +234,3 @@ def _step(
     names = ("loss", *losses._fields[1:])
     entry = dict(zip(names, means, strict=True))
     return {"step": done + 1, **entry, "learning_rate": rate * settings.learning_rate}
-
-
-def _write(source: Path, folder: Path, network: PreTrainedModel) -> dict[str, str]:
-    """Write the trained model: the source's files, but for Victor's tensors and merged weights.
-
-    Shards that do not change are hard links to the source's, and nothing here writes to those.
-
-    Returns:
-        SHA-256 of every shard, by name.
-    """
-    changes = _changes(source, network)
-    touched = {file.name for file in changes}
-    hashes = checkpoint.copy_files(source, folder, link=True, leave_out=touched)
-    for file, change in changes.items():
-        hashes[file.name] = weights.rewrite_file(file, folder / file.name, change)
-    dtype = network.lm_head.weight.dtype
-    own = {PREFIX + name: value.to(dtype) for name, value in network.victor.state_dict().items()}
-    weights.write_file(folder / WEIGHTS, own, {"format": "pt"})
-    write_indexes(folder)
-    write_config(folder, network.config.victor, network.native.__name__, type(network).__name__)
-    return hashes
-
-
-def _changes(
-    source: Path, network: PreTrainedModel
-) -> dict[Path, dict[str, Callable[[Tensor], Tensor]]]:
-    """Say what low-rank updates of every position do to stored weights: shard to name to change."""
-    stored = {  # a weight's name within the text model, to where it lies
-        name[name.index(".layers.") + 1 :]: (file, name)
-        for file in checkpoint.weight_files(source)
-        for name in read_header(file)
-        if "language_model" in name and ".layers." in name
-    }
-    changes = defaultdict(dict)
-    for module_name, module in network.model.language_model.named_modules():
-        if isinstance(module, LoraLayer):
-            file, name = stored[f"{module_name}.weight"]
-            changes[file][name] = partial(_merge, module)
-    return dict(changes)
-
-
-@torch.no_grad()
-def _merge(module: LoraLayer, weight: Tensor) -> Tensor:
-    """Add a low-rank update to a weight as stored, which may be finer than what was loaded."""
-    (adapter,) = module.active_adapters
-    return weight + module.get_delta_weight(adapter).cpu()

@@ -19,7 +19,7 @@ Source: Wen et al. 2024, arXiv 2410.14072, for registers and the drop; the rest 
 import copy
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 23):
     raise ImportError(
@@ -42,6 +43,7 @@ from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
+from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
@@ -101,9 +103,9 @@ class LowRank(nn.Module):
             linear.register_forward_hook(self.add)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Map register states [rows, in] to their update [rows, out]."""
+        """Map register states [rows, in] to their update, not yet scaled [rows, out]."""
         low = functional.linear(inputs, self.down.to(inputs.dtype))
-        return functional.linear(low, self.up.to(inputs.dtype)) * self.scale
+        return functional.linear(low, self.up.to(inputs.dtype))
 
     def add(self, linear: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         """Add the update to a Linear's output at the rows of its layer's gate (a forward hook)."""
@@ -113,7 +115,8 @@ class LowRank(nn.Module):
         rows = rows.to(output.device)
         update = self(inputs[0].flatten(0, -2).index_select(0, rows))
         flat = output.flatten(0, -2)
-        return flat.index_add(0, rows, update.to(flat.dtype)).view_as(output)
+        add = flat.index_add if torch.is_grad_enabled() else flat.index_add_  # the output is new
+        return add(0, rows, update.to(flat.dtype), alpha=self.scale).view_as(output)
 
 
 class Adapter(nn.Module):
@@ -180,6 +183,25 @@ class Victor(nn.Module):
             if str(index) in self.adapters:
                 self.adapters[str(index)].gate.rows = rows
 
+    def keep_gates(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+        """Make a checkpointing function compute a layer again with the gates as they were.
+
+        By then another batch may have set them.
+        """
+
+        def run(layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            gates = [adapter.gate for adapter in self.adapters.values()]
+            before = [gate.rows for gate in gates]
+
+            def again(*inputs: Any, **named: Any) -> Any:
+                for gate, rows in zip(gates, before, strict=True):
+                    gate.rows = rows
+                return layer(*inputs, **named)
+
+            return checkpoint(again, *args, **kwargs)
+
+        return run
+
 
 # ---- Who is where --------------------------------------------------------------------------------
 
@@ -210,7 +232,9 @@ class Tokens:
         return Tokens(*(field.take_along_dim(index, dim=1) for field in vars(self).values()))
 
     def rows(self) -> Tensor | None:
-        """Flat indices of the registers, None if there are none."""
+        """Flat indices of the registers, None if there are none; a lone token is none."""
+        if self.kind.shape[1] == 1:
+            return None
         rows = (self.kind == REGISTER).flatten().nonzero().squeeze(1)
         return rows if len(rows) else None
 
@@ -274,6 +298,8 @@ def check_positions(position: Tensor, valid: Tensor, *, packed: bool, consecutiv
     Raises:
         ValueError: If they are packed, or not consecutive where they must be.
     """
+    if position.shape[1] == 1:
+        return
     step = position.diff(dim=1)
     inside = valid[:, 1:] & valid[:, :-1]
     if packed and bool((step <= 0).any()):
@@ -649,10 +675,8 @@ class VictorText:
         asked = {name: kwargs.get(name, getattr(self.config, name, False)) for name in CAPTURED}
         if any(asked.values()):
             maybe_install_capturing_hooks(self)
-        if asked["output_hidden_states"]:
-            kwargs["output_hidden_states"] = (
-                True  # by number they are chosen below, not slice by slice
-            )
+        if asked["output_hidden_states"]:  # by number they are chosen below, not slice by slice
+            kwargs["output_hidden_states"] = True
         hidden, early = self.arrange(hidden, attention_mask, position_ids, cache, images)
         first = self.run_slice(0, k, hidden, early, cache, **kwargs)
         hidden, late = first.last_hidden_state.to(hidden.device), early  # layers may lie on several
@@ -752,9 +776,14 @@ def read_header(file: Path) -> dict[str, Any]:
     return header
 
 
-def write_indexes(folder: Path) -> None:
-    """Write both indexes: the base's tensors alone, and all of them for the Victor class."""
-    headers = {file.name: read_header(file) for file in sorted(folder.glob("*.safetensors"))}
+def write_indexes(folder: Path, base: Iterable[str]) -> None:
+    """Write both indexes: the base's tensors alone, and all of them for the Victor class.
+
+    Args:
+        folder: Holds the weights.
+        base: Names of the base's files; any other file is none of the model's.
+    """
+    headers = {name: read_header(folder / name) for name in (*base, WEIGHTS)}
     for index, files in ((BASE_INDEX, set(headers) - {WEIGHTS}), (INDEX, set(headers))):
         tensors = {
             name: (file, entry) for file in sorted(files) for name, entry in headers[file].items()
@@ -843,6 +872,16 @@ class VictorMixin:
             nn.init.zeros_(module.up)
         else:
             super()._init_weights(module)
+
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable[..., Any] = checkpoint,
+        **kwargs: Any,
+    ) -> None:
+        """Checkpoint layers so that computing them again finds the same registers."""
+        function = self.victor.keep_gates(gradient_checkpointing_func)
+        super()._set_gradient_checkpointing(enable, function, **kwargs)
 
     @contextmanager
     def registers_off(self) -> Iterator[None]:
@@ -973,18 +1012,22 @@ class VictorMixin:
         folder = Path(save_directory)
         state = self.state_dict() if state_dict is None else state_dict
         own = {
-            name: state[name].detach().contiguous().cpu()
-            for name in state
+            name: tensor if tensor.device.type != "meta" else load_offloaded_parameter(self, name)
+            for name, tensor in state.items()
             if name.startswith(PREFIX)
         }
+        own = {name: tensor.detach().contiguous().cpu() for name, tensor in own.items()}
         base = {name: state[name] for name in state if not name.startswith(PREFIX)}
-        if is_main_process:  # a file from before would hide the shards that take its place
+        if is_main_process:  # from before, they would hide what takes their place
             (folder / BASE_WEIGHTS).unlink(missing_ok=True)
+            (folder / BASE_INDEX).unlink(missing_ok=True)
         kwargs["variant"] = None
         super().save_pretrained(folder, is_main_process, state_dict=base, **kwargs)
         if is_main_process:
+            index = folder / BASE_INDEX  # written where there are several files
+            names = json.loads(index.read_text())["weight_map"].values() if index.exists() else ()
             save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
-            write_indexes(folder)
+            write_indexes(folder, sorted(set(names)) or [BASE_WEIGHTS])
             write_config(folder, self.config.victor, self.native.__name__, type(self).__name__)
             if Path(__file__).resolve() != (folder / Path(__file__).name).resolve():
                 shutil.copyfile(__file__, folder / Path(__file__).name)

@@ -138,6 +138,35 @@ def test_a_model_can_be_saved_where_it_was_loaded(tmp_path):
     assert torch.equal(logits(loaded), logits(model))
 
 
+def test_a_model_that_lies_on_the_disk_computes_and_is_saved_like_any_other(tmp_path):
+    first = victor_folder(tmp_path / "first", victor_llava(adapter=ADAPTER))
+    here = ("vision_tower", "multi_modal_projector", "language_model.embed_tokens")
+    here += ("language_model.norm", "language_model.rotary_emb")
+    layers = [f"model.language_model.layers.{index}" for index in range(6)]
+    places = dict.fromkeys([f"model.{name}" for name in here] + layers[:3] + ["lm_head"], "cpu")
+    places |= dict.fromkeys([*layers[3:], "victor"], "disk")
+    model = VictorLlava.from_pretrained(
+        first, device_map=places, offload_folder=tmp_path / "offload"
+    )
+    assert {parameter.device.type for parameter in model.victor.parameters()} == {"meta"}
+
+    assert torch.equal(logits(model), logits(VictorLlava.from_pretrained(first)))
+    with pytest.warns(UserWarning, match="offloaded modules"):  # of memory, and from transformers
+        second = victor_folder(tmp_path / "second", model)
+
+    assert digests(second) == digests(first)
+
+
+def test_a_file_that_is_not_the_models_does_not_become_part_of_it(tmp_path):
+    model = victor_llava()
+    save_file({"lora": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
+
+    model.save_pretrained(tmp_path)
+
+    for load in (VictorLlava, LlavaForConditionalGeneration):
+        assert not any(load.from_pretrained(tmp_path, output_loading_info=True)[1].values())
+
+
 def test_only_the_main_process_writes(tmp_path):
     victor_llava().save_pretrained(tmp_path)
     before = digests(tmp_path)
@@ -185,7 +214,7 @@ def test_a_folder_under_the_hubs_names_loads_too(shard, tmp_path):
         index.unlink()
     own = {name: part for name, part in victor.state_dict().items() if name.startswith("victor.")}
     save_file(own, tmp_path / "victor.safetensors")
-    write_indexes(tmp_path)
+    write_indexes(tmp_path, sorted(file.name for file in tmp_path.glob("model*.safetensors")))
     write_config(
         tmp_path, victor.config.victor, "LlavaForConditionalGeneration", VictorLlava.__name__
     )
@@ -262,7 +291,7 @@ def edited(folder, file, edit):
     tensors = load_file(folder / file)
     edit(tensors)
     save_file(tensors, folder / file)
-    write_indexes(folder)
+    write_indexes(folder, ["model.safetensors"])
 
 
 @pytest.mark.parametrize("file", ["victor.safetensors", "model.safetensors"])

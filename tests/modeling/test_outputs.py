@@ -3,7 +3,7 @@
 Faults planted and caught: hooks never installed; hooks installed only for arguments; the state at
 the cut counted twice; states chosen slice by slice; states of the sequence, not the caller's; a
 copy's hooks stay with the original; registers not cast to the hidden type; adapters not cast; gates
-closed after the forward.
+closed after the forward; gates not kept for a layer that is computed again.
 """
 
 import ast
@@ -159,6 +159,22 @@ def test_gradient_checkpointing_changes_no_gradient(positions):
 
     assert all(map(torch.equal, gradients(model), expected))
     assert model(**inputs(*BATCH)).past_key_values is None
+
+
+def test_gradient_checkpointing_knows_each_batchs_registers():
+    # One backward through two batches: by then the second has moved on where the first's stood.
+    model = victor_llava(adapter=ADAPTER).train()
+    parameters = list(model.victor.parameters())
+
+    def both():
+        logits = [model(**inputs(*prompts)).logits for prompts in (BATCH, ("a#b",))]
+        return torch.autograd.grad(sum(each.square().sum() for each in logits), parameters)
+
+    expected = both()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+
+    for ours, theirs in zip(both(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_frozen_base_gives_the_same_gradients():
