@@ -81,7 +81,7 @@ def test_the_last_settings_that_fit_are_taken(llava):
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_no_registers_are_refused(count):
-    with pytest.raises(VictorError, match=rf"greater than or equal to 1, got {count}"):
+    with pytest.raises(VictorError, match=rf"--registers {count}: expected 1 or more"):
         load_recipe(flags={"victor.registers": count})
 
 

@@ -8,7 +8,7 @@ import typer.core
 
 from victorctl import recipes
 from victorctl.output import hint, rows, show
-from victorctl.recipe import Recipe, Run, load_recipe
+from victorctl.recipe import Recipe, Run, flag, load_recipe
 
 app = typer.Typer(
     help="Summarise an image into a few registers, and drop the rest: Victor for LLaVA models.",
@@ -18,16 +18,17 @@ app = typer.Typer(
 )
 
 
-def setting(key: str, *names: str) -> Any:
+def setting(key: str) -> Any:
     """Make the option for a key of the recipe, whose own docstring and default are its help."""
     *sections, name = key.split(".")
     model: Any = Recipe
     for section in sections:
         model = model.model_fields[section].annotation
     field = model.model_fields[name]
+    names = f"{flag(key)}/--no-{flag(key)[2:]}" if field.annotation is bool else flag(key)
     choices = [choice for choice in get_args(field.annotation) if isinstance(choice, str)]
     default = "" if field.default is None else f" (default {field.default})".lower()
-    return typer.Option(*names, help=field.description + default, metavar="|".join(choices) or None)
+    return typer.Option(names, help=field.description + default, metavar="|".join(choices) or None)
 
 
 def held_out(settings: Recipe) -> str:
@@ -57,7 +58,7 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change one key of the recipe; repeatable.", metavar="KEY=VALUE"),
 ]
-Seed = Annotated[int | None, setting("seed", "--seed")]
+Seed = Annotated[int | None, setting("seed")]
 Device = Annotated[str, typer.Option(help="Where to compute.", metavar="auto|cpu|cuda[:N]")]
 Dtype = Annotated[str, typer.Option(help="Number format.", metavar="auto|bf16|fp16|fp32")]
 Attn = Annotated[str, typer.Option(help="Attention.", metavar="sdpa|eager")]
@@ -97,17 +98,17 @@ def demo(
 def convert(
     source: Source,
     out: Out,
-    registers: Annotated[int | None, setting("victor.registers", "--registers")] = None,
-    drop_layer: Annotated[int | None, setting("victor.drop_layer", "--drop-layer")] = None,
-    positions: Annotated[str | None, setting("victor.positions", "--positions")] = None,
-    init: Annotated[str | None, setting("victor.init", "--init")] = None,
+    registers: Annotated[int | None, setting("victor.registers")] = None,
+    drop_layer: Annotated[int | None, setting("victor.drop_layer")] = None,
+    positions: Annotated[str | None, setting("victor.positions")] = None,
+    init: Annotated[str | None, setting("victor.init")] = None,
     seed: Seed = None,
     recipe: RecipeFile = None,
     changes: Changes = None,
-    revision: Annotated[str | None, setting("convert.revision", "--revision")] = None,
-    dtype: Annotated[str | None, setting("convert.dtype", "--dtype")] = None,
-    verify: Annotated[str | None, setting("convert.verify", "--verify")] = None,
-    link: Annotated[bool | None, setting("convert.link", "--link/--no-link")] = None,
+    revision: Annotated[str | None, setting("convert.revision")] = None,
+    dtype: Annotated[str | None, setting("convert.dtype")] = None,
+    verify: Annotated[str | None, setting("convert.verify")] = None,
+    link: Annotated[bool | None, setting("convert.link")] = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     device: Device = Run.device,
@@ -154,10 +155,10 @@ def convert(
 def finetune(
     model: Model,
     out: Out,
-    data: Annotated[str | None, setting("data.train", "--data")] = None,
-    train: Annotated[str | None, setting("train.rung", "--train")] = None,
-    steps: Annotated[int | None, setting("train.steps", "--steps")] = None,
-    batch_size: Annotated[int | None, setting("train.batch_size", "--batch-size")] = None,
+    data: Annotated[str | None, setting("data.train")] = None,
+    train: Annotated[str | None, setting("train.rung")] = None,
+    steps: Annotated[int | None, setting("train.steps")] = None,
+    batch_size: Annotated[int | None, setting("train.batch_size")] = None,
     seed: Seed = None,
     recipe: RecipeFile = None,
     changes: Changes = None,
@@ -198,15 +199,13 @@ def finetune(
 @app.command("eval")
 def evaluate(
     model: Model,
-    data: Annotated[str | None, setting("eval.data", "--data")] = None,
+    data: Annotated[str | None, setting("eval.data")] = None,
     base: Annotated[
         str | None, typer.Option(help="Model to compare with: a folder, a Hub id, or none.")
     ] = None,
-    baselines: Annotated[
-        bool | None, setting("eval.baselines", "--baselines/--no-baselines")
-    ] = None,
-    limit: Annotated[int | None, setting("eval.limit", "--limit")] = None,
-    batch_size: Annotated[int | None, setting("eval.batch_size", "--batch-size")] = None,
+    baselines: Annotated[bool | None, setting("eval.baselines")] = None,
+    limit: Annotated[int | None, setting("eval.limit")] = None,
+    batch_size: Annotated[int | None, setting("eval.batch_size")] = None,
     seed: Seed = None,
     recipe: RecipeFile = None,
     changes: Changes = None,

@@ -1,15 +1,37 @@
 """The typed recipe: what can be set, its meaning, type, range and default, written once."""
 
 import difflib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from victorctl.errors import VictorError
-from victorctl.yaml_tree import Key, YamlTree, parse_value
+from victorctl.yaml_tree import Key, Origin, YamlTree, parse_value
+
+FLAGS = {"train.rung": "--train", "data.train": "--data"}
+"""Flags that are not named after the last part of their key."""
+
+EXPECTED = {  # what pydantic found wrong, and what belongs there instead
+    "greater_than_equal": "{ge:g} or more",
+    "greater_than": "more than {gt:g}",
+    "less_than_equal": "{le:g} or less",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number",
+    "int_from_float": "a whole number",
+    "int_type": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "literal_error": "{expected}",
+    "model_type": "a section with keys of its own",
+}
 
 
 class Section(BaseModel):
@@ -211,23 +233,30 @@ def load_recipe(
         flags: Dotted keys with their values; None means that the flag was not given.
 
     Raises:
-        VictorError: With everything that is wrong, each with its place, value and nearest key.
+        VictorError: With everything that is wrong, each with its place, value and nearest key, in
+            the order in which it was written.
     """
     tree = YamlTree() if path is None else YamlTree.read(path)
     for setting in settings or ():
         tree.put(*_parse_setting(setting), f"--set {setting}")
     for key, value in (flags or {}).items():
         if value is not None:
-            tree.put(tuple(key.split(".")), value, "command line")
-    problems = list(tree.problems)
+            tree.put(tuple(key.split(".")), value, f"{flag(key)} {value}")
+    problems = [_Problem(origin, text) for origin, text in tree.problems]
     try:
         recipe = Recipe.model_validate(tree.values)
     except ValidationError as error:
-        problems += [_sentence(detail, tree) for detail in error.errors()]
+        problems += [_problem(detail, tree) for detail in error.errors()]
     if problems:
-        fix = "victorctl recipes keys" if path is None else f"victorctl recipes keys {path}"
-        raise VictorError("\n".join(problems), fix=fix)
+        raise _error(
+            problems, shlex.join(["victorctl", "recipes", "keys", *([str(path)] if path else [])])
+        )
     return recipe
+
+
+def flag(key: str) -> str:
+    """Name the flag that sets a key, where there is one."""
+    return FLAGS.get(key) or f"--{key.rpartition('.')[2].replace('_', '-')}"
 
 
 def _parse_setting(setting: str) -> tuple[Key, Any]:
@@ -240,26 +269,42 @@ def _parse_setting(setting: str) -> tuple[Key, Any]:
     return tuple(key.split(".")), parse_value(value, f"--set {setting}")
 
 
-def _sentence(detail: Mapping[str, Any], tree: YamlTree) -> str:
-    """Say one validation error: place, key, what was expected and what was there."""
+class _Problem(NamedTuple):
+    origin: Origin
+    text: str
+    fix: str = ""
+    """What to choose instead; '' where only the list of keys helps."""
+
+
+def _error(problems: Sequence[_Problem], keys: str) -> VictorError:
+    """Say all that is wrong, in the order in which it was written."""
+    ordered = sorted(problems, key=lambda problem: problem.origin.rank)
+    fixes = {problem.fix or keys for problem in problems}
+    fix = fixes.pop() if len(fixes) == 1 else f"correct each; the keys: {keys}"
+    return VictorError("\n".join(f"{one.origin.place}: {one.text}" for one in ordered), fix=fix)
+
+
+def _problem(detail: Mapping[str, Any], tree: YamlTree) -> _Problem:
+    """Say one validation error: where, what was expected and what was there."""
     key = tuple(str(part) for part in detail["loc"])
-    place = f"{tree.origin(key)}: " if tree.origin(key) else ""
-    message, value = detail["msg"], detail["input"]
-    if detail["type"] == "extra_forbidden":
-        return f"{place}unknown key '{'.'.join(key)}'; {_nearest(key)}"
-    if detail["type"] == "value_error":
-        return f"{place}{'.'.join(key)}: {detail['ctx']['error']}"
-    if detail["type"] == "model_type":
-        message = "input should be a section with keys of its own"
+    origin, value, kind = tree.origin(key), detail["input"], detail["type"]
+    if kind == "extra_forbidden":
+        return _Problem(origin, f"unknown key '{'.'.join(key)}'; {_nearest(key)}")
+    if kind == "value_error":
+        return _Problem(origin, f"{'.'.join(key)}: {detail['ctx']['error']}")
+    expected = EXPECTED[kind].format(**detail.get("ctx", {})).replace("'", "")
+    fix = "" if kind == "model_type" else f"choose {expected}"
+    if origin.typed:
+        return _Problem(origin, f"expected {expected}", fix)
     got = "null" if value is None else value or repr(value)
-    return f"{place}{'.'.join(key)}: {message[:1].lower()}{message[1:]}, got {got}"
+    return _Problem(origin, f"{'.'.join(key)}: expected {expected}, got {got}", fix)
 
 
 def _nearest(key: Key) -> str:
     """Hint at the key that was meant: near in this section, same name in another, or all."""
     known = _keys_beside(key)
     if near := difflib.get_close_matches(key[-1], known, n=1):
-        return f"did you mean '{near[0]}'?"
+        return f"did you mean '{'.'.join((*key[:-1], near[0]))}'?"
     elsewhere = [
         f"{section}.{name}"
         for section in Recipe.model_fields
