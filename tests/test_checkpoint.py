@@ -98,8 +98,64 @@ def test_a_truncated_file_is_named(victor, name):
 
 def test_a_model_that_is_not_converted_is_refused_with_the_command_that_converts_it(tmp_path):
     folder = tiny_llava(tmp_path / "llava")
-    with pytest.raises(VictorError, match="llava: not a Victor model yet\n  fix: victorctl conver"):
-        checkpoint.load(folder)
+    for call in (checkpoint.load, checkpoint.read_victor_config):
+        with pytest.raises(
+            VictorError, match="llava: not a Victor model yet\n  fix: victorctl conver"
+        ):
+            call(folder)
+
+
+def an_adapter(folder):
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    return r"adapter_config\.json: an adapter of PEFT, which would be added .*\n  fix: merge it"
+
+
+def other_weights(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["transformers_weights"] = "other.safetensors"
+    (folder / "config.json").write_text(json.dumps(config))
+    return r"config\.json: transformers_weights names another .*\n  fix: take the key away"
+
+
+def a_broken_link(folder):
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").symlink_to("../../blobs/gone")
+    return r"tokenizer\.json: a link to a file that is not there\n  fix: download this file again"
+
+
+def a_broken_link_to_weights(folder):
+    file = next(folder.glob("model*.safetensors"))
+    file.unlink()
+    file.symlink_to("/nowhere")
+    return rf"{file.name}: a link to a file that is not there"
+
+
+def a_broken_link_to_a_template(folder):
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool.jinja").symlink_to("gone")
+    return r"tool\.jinja: a link to a file that is not there"
+
+
+TWISTS = [
+    an_adapter,
+    other_weights,
+    a_broken_link,
+    a_broken_link_to_weights,
+    a_broken_link_to_a_template,
+]
+
+
+@pytest.mark.parametrize("twist", TWISTS)
+def test_what_transformers_would_load_unasked_or_what_is_lost_is_refused(victor, twist):
+    sentence = twist(victor)
+    for call in (checkpoint.load, checkpoint.check_plain):
+        with pytest.raises(VictorError, match=sentence):
+            call(victor)
+
+
+def test_a_broken_link_that_nobody_reads_does_not_matter(victor):
+    (victor / "README.md").symlink_to("gone")
+    checkpoint.check_plain(victor)
 
 
 @pytest.mark.parametrize(
@@ -151,12 +207,65 @@ def test_says_which_weights_it_cannot_use(tmp_path, files, sentence):
         checkpoint.weight_files(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors"])
+OUTSIDE = ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", r"..\a.safetensors"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
 def test_an_index_cannot_lead_out_of_the_folder(tmp_path, name):
     index = {"weight_map": {"a": name}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(VictorError, match="lies outside of the folder"):
+    for call in (checkpoint.weight_files, checkpoint.tensor_names):
+        with pytest.raises(VictorError, match="lies outside of the folder"):
+            call(tmp_path)
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_nor_can_the_index_of_a_victor_model(victor, name):
+    index = victor / "model.safetensors.index.victor.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["victor.registers.weight"] = name
+    index.write_text(json.dumps(content))
+    with pytest.raises(VictorError, match=r"index\.victor\.json: shard .* lies outside of the fol"):
+        checkpoint.load(victor)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({}, "its weight_map names no files"),
+        ({"weight_map": ["a.safetensors"]}, "its weight_map names no files"),
+        ({"weight_map": {"a": 3, "b": "b.safetensors"}}, "its weight_map names no files"),
+        ({"weight_map": {"a": ""}}, "shard '' is no safetensors file"),
+        ({"weight_map": {"a": "model.bin"}}, "shard 'model.bin' is no safetensors file"),
+        ({"weight_map": {"a": "victor.safetensors"}}, "has the name that registers are kept under"),
+    ],
+)
+def test_an_index_that_names_no_weights_is_refused(tmp_path, content, sentence):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(content))
+    with pytest.raises(VictorError, match=sentence):
         checkpoint.weight_files(tmp_path)
+
+
+def test_a_copy_of_links_holds_their_contents_and_folders_are_left_out(victor, tmp_path):
+    blobs, linked, target = tmp_path / "blobs", tmp_path / "a" / "linked", tmp_path / "copy"
+    shutil.move(victor, blobs)
+    linked.mkdir(parents=True)
+    target.mkdir()
+    for file in blobs.iterdir():  # as in the Hub's cache
+        (linked / file.name).symlink_to(f"../../blobs/{file.name}")
+    (linked / "LICENSES").mkdir()
+
+    checkpoint.check_plain(linked)
+    checkpoint.copy_files(linked, target, link=True)
+
+    names = {file.name for file in target.iterdir()}
+    assert {"config.json", "tokenizer.json", "model-00001-of-00004.safetensors"} <= names
+    assert "LICENSES" not in names
+    assert not any(file.is_symlink() for file in target.iterdir())
+    shared = {name for name in names if (target / name).samefile(blobs / name)}
+    assert shared == {f"model-0000{index}-of-00004.safetensors" for index in (1, 2, 3, 4)}
+    for name in names:
+        assert (target / name).read_bytes() == (blobs / name).read_bytes(), name
 
 
 def test_a_copy_has_the_base_and_the_record_but_no_registers_and_no_foreign_code(victor, tmp_path):
@@ -196,13 +305,6 @@ def test_a_linked_copy_shares_the_shards_and_nothing_else(made, tmp_path):
     checkpoint.copy_files(made, tmp_path, link=True)
     shared = {path.name for path in tmp_path.iterdir() if path.samefile(made / path.name)}
     assert shared == {f"model-0000{index}-of-00004.safetensors" for index in (1, 2, 3, 4)}
-
-
-def test_the_hash_of_the_base_leaves_the_registers_out(victor):
-    base, whole = checkpoint.base_sha256(victor), checkpoint.weights_sha256(victor)
-    change(victor / "victor.safetensors", **{"victor.registers.weight": torch.ones(8, 32)})
-    assert checkpoint.base_sha256(victor) == base
-    assert checkpoint.weights_sha256(victor) != whole
 
 
 def test_code_that_is_missing_is_not_intact(tmp_path):

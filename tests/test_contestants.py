@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_llava, tiny_picture, tiny_processor
-from victorctl import checkpoint
+from victorctl import checkpoint, lineage
 from victorctl.contestants import enter, find_base, load_shipped
 from victorctl.convert import convert
 from victorctl.errors import VictorError
@@ -45,11 +45,11 @@ def changed(copied):
     data = bytearray(file.read_bytes())
     data[-4:] = bytes(4)
     file.write_bytes(data)
-    checkpoint.add_stage(
+    lineage.add_stage(
         copied,
         command="finetune",
         settings={"train": {"rung": "lora"}},
-        parent_sha256=checkpoint.read_lineage(copied)["stages"][-1]["weights_sha256"],
+        parent_sha256=lineage.read_lineage(copied)["stages"][-1]["weights_sha256"],
         seed=0,
         base_intact=False,
     )

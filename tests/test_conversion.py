@@ -176,8 +176,21 @@ def test_weights_without_numbers_are_refused(llava):
 
 def test_room_is_needed_for_copies_only(llava, monkeypatch):
     asked = []
-    monkeypatch.setattr(conversion, "check_space", lambda _out, count: asked.append(count))
+
+    def note(_out, count, *, instead=""):
+        asked.append((count, instead))
+
+    monkeypatch.setattr(conversion, "check_space", note)
     size = files(llava).size
     files(llava, convert__link=True)
     files(llava, convert__dtype="bf16")
-    assert asked == [size, 0, 2 * size]  # a cast to wider numbers may need twice the room
+    monkeypatch.setattr(conversion, "on_one_disk", lambda _out, _files: False)
+    files(llava)
+    files(llava, convert__link=True)  # which can only copy there
+    assert asked == [
+        (size, ", or use --link"),
+        (0, ""),
+        (2 * size, ""),  # a cast to wider numbers may need twice the room
+        (size, ""),
+        (size, ""),
+    ]

@@ -16,8 +16,9 @@ from tests.converting import QUICK, left, run
 from tests.hub import COMMIT, serving
 from tests.tiny import tiny_llava, tiny_model, tiny_picture, tiny_processor
 from victorctl import parity, weights
-from victorctl.checkpoint import load, weights_sha256
+from victorctl.checkpoint import load
 from victorctl.errors import VictorError
+from victorctl.lineage import weights_sha256
 
 LAYOUTS = ("one file", "shards", "hub names")
 TEXT = "<image> what is this ?"

@@ -1,12 +1,16 @@
 import errno
 import os
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from victorctl.errors import VictorError
-from victorctl.folders import SPARE, check_output, check_space, writing
+from victorctl.folders import SPARE, check_output, check_space, on_one_disk, writing
 
 
 def write(out, name="new", *, overwrite=False):
@@ -157,7 +161,40 @@ def test_a_disk_without_room_is_found_before_anything_is_written(tmp_path, monke
     monkeypatch.setattr(shutil, "disk_usage", usage)
     out = tmp_path / "not" / "yet" / "there"
 
-    check_space(out, 1_000_000_000)
-    with pytest.raises(VictorError, match=r"there: needs 1\.17 GB, and its disk has 1\.07 GB\n"):
+    check_space(out, 1_000_000_000)  # and the 64 MiB that must stay free
+    with pytest.raises(
+        VictorError, match=r"there: needs 1\.09 GiB, and its disk has 1,018 MiB free\n"
+    ):
         check_space(out, 1_100_000_000)
-    assert asked == [tmp_path, tmp_path]
+    with pytest.raises(VictorError, match=r"on another disk, or stop$"):
+        check_space(out, 1_100_000_000, instead=", or stop")
+    assert asked == [tmp_path] * 3
+
+
+def test_files_on_another_disk_are_told_apart(tmp_path, monkeypatch):
+    (tmp_path / "shard").touch()
+    assert on_one_disk(tmp_path / "not" / "yet", [tmp_path / "shard"])
+    assert not on_one_disk(tmp_path / "out", [tmp_path / "shard", Path("/proc/self/stat")])
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_and_nothing_else_is(tmp_path):
+    code = (
+        "import os, pathlib; from victorctl.folders import writing\n"
+        "with writing(pathlib.Path('out'), overwrite=False) as folder:\n"
+        "    (folder / 'config.json').write_text('{}')\n"
+        "    os.kill(os.getpid(), 9)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    killed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment)
+    assert killed.returncode == -9
+    (left,) = names(tmp_path)
+    assert re.fullmatch(r"\.out\.[0-9a-f]{8}\.partial", left)
+    other = tmp_path / ".other.12345678.partial"
+    other.mkdir()
+
+    with writing(tmp_path / "out", overwrite=False) as folder:
+        assert set(names(tmp_path)) == {folder.name, other.name}  # and not its own
+        write(tmp_path / "out")  # another one, which must leave this one alone
+        assert folder.is_dir()
+        shutil.rmtree(tmp_path / "out")
+    assert names(tmp_path) == [other.name, "out"]

@@ -1,5 +1,6 @@
 """Model folders: recognise, check, copy and load them."""
 
+import fnmatch
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -13,34 +14,21 @@ from transformers.utils import logging as transformers_logging
 from victorctl import modeling_victor, weights
 from victorctl.errors import VictorError
 from victorctl.families import family_of
-from victorctl.folders import check_output, check_space, writing
-from victorctl.lineage import add_stage, base_intact, hash_of, read_lineage, weights_sha256
 from victorctl.modeling_victor import VictorMixin
 from victorctl.recipe import Run
 from victorctl.runtime import resolve
-from victorctl.sources import INDEX, LINEAGE, SMALL_FILES, WEIGHTS, read_json
-
-__all__ = [
-    "add_stage",
-    "base_intact",
-    "base_sha256",
-    "check_output",
-    "check_space",
-    "copy_files",
-    "has_processor",
-    "load",
-    "load_processor",
-    "load_with",
-    "read_config",
-    "read_lineage",
-    "shipped_code_intact",
-    "weight_files",
-    "weights_sha256",
-    "writing",
-]
+from victorctl.sources import (
+    ADAPTER,
+    BASE_INDEX,
+    BASE_WEIGHTS,
+    LINEAGE,
+    SMALL_FILES,
+    read_json,
+)
 
 CODE = Path(modeling_victor.__file__)
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
+USED = (*SMALL_FILES, LINEAGE, BASE_INDEX, "*.safetensors")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -58,18 +46,57 @@ def read_config(folder: Path) -> dict[str, Any]:
     return content
 
 
+def read_victor_config(folder: Path) -> dict[str, Any]:
+    """Read `config.json` of a Victor model.
+
+    Raises:
+        VictorError: If there is none, or the model is not converted.
+    """
+    content = read_config(folder)
+    if "victor" not in content:
+        raise VictorError(
+            f"{folder}: not a Victor model yet", fix=f"victorctl convert {folder} --out FOLDER"
+        )
+    return content
+
+
+def check_plain(folder: Path) -> None:
+    """Refuse a folder whose weights are not what transformers would load, or that lacks a file.
+
+    Raises:
+        VictorError: If a low-rank adapter or another file of weights would be loaded unasked, or a
+            link leads nowhere.
+    """
+    for file in sorted((*folder.iterdir(), *folder.glob("additional_chat_templates/*"))):
+        name = file.relative_to(folder).as_posix()
+        used = any(fnmatch.fnmatch(name, pattern) for pattern in USED)
+        if used and file.is_symlink() and not file.exists():
+            raise VictorError(f"{file}: a link to a file that is not there", fix=weights.AGAIN)
+    if (folder / ADAPTER).exists():
+        raise VictorError(
+            f"{folder / ADAPTER}: an adapter of PEFT, which would be added to the model unasked",
+            fix="merge it into the weights with merge_and_unload and save the model to another "
+            f"folder, or take {ADAPTER} away to leave the adapter out",
+        )
+    if "transformers_weights" in read_config(folder):
+        raise VictorError(
+            f"{folder / 'config.json'}: transformers_weights names another file of weights",
+            fix=f"take the key away, and give the weights their usual name, {BASE_WEIGHTS}",
+        )
+
+
 def weight_files(folder: Path) -> list[Path]:
     """List the files of the base's weights, one or several shards.
 
     Raises:
         VictorError: If there are none, or a shard that the index names is missing.
     """
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
+    if (folder / BASE_WEIGHTS).is_file():
+        return [folder / BASE_WEIGHTS]
     names = shard_names(folder)
     if not names and any(folder.glob("*.safetensors")):
-        problem = f"{folder}: {INDEX} is missing, so the shards have no order"
-        raise VictorError(problem, fix=f"download {INDEX} into the folder")
+        problem = f"{folder}: {BASE_INDEX} is missing, so the shards have no order"
+        raise VictorError(problem, fix=f"download {BASE_INDEX} into the folder")
     if not names:
         pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
         found = f" but {pickles[0]}, a pickle, which may run code when opened" if pickles else ""
@@ -80,33 +107,48 @@ def weight_files(folder: Path) -> list[Path]:
         )
     for name in names:
         if not (folder / name).is_file():
-            problem = f"{folder}: shard {name} is missing, and {INDEX} names it"
+            problem = f"{folder}: shard {name} is missing, and {BASE_INDEX} names it"
             raise VictorError(problem, fix="download the missing shard into the folder")
     return [folder / name for name in names]
 
 
 def shard_names(folder: Path) -> list[str]:
-    """List the files that the base's index names; none where there is no index."""
-    index = read_json(folder / INDEX) or {}
-    names = sorted(set(index.get("weight_map", {}).values()))
-    for name in names:
-        if Path(name).name != name:
-            problem = f"{folder / INDEX}: shard {name!r} lies outside of the folder"
-            raise VictorError(problem, fix="use another copy of the model")
-        if name == modeling_victor.WEIGHTS:
-            problem = f"{folder / INDEX}: shard {name!r} has the name that registers are kept under"
-            raise VictorError(problem, fix="rename the shard, in the index too")
+    """List the files that the base's index names; none where there is no index.
+
+    Raises:
+        VictorError: If the index is damaged, or a name leads out of the folder or is Victor's own.
+    """
+    names = sorted(set(_weight_map(folder / BASE_INDEX).values()))
+    if modeling_victor.WEIGHTS in names:
+        raise VictorError(
+            f"{folder / BASE_INDEX}: shard {modeling_victor.WEIGHTS!r} has the name that registers "
+            "are kept under",
+            fix="rename the shard, in the index too",
+        )
     return names
 
 
 def tensor_names(folder: Path) -> set[str]:
     """Name the tensors that the base's index promises; none where there is no index."""
-    return set((read_json(folder / INDEX) or {}).get("weight_map", {}))
+    return set(_weight_map(folder / BASE_INDEX))
 
 
-def base_sha256(folder: Path) -> str:
-    """Hash the base's weights alone; see `weights_sha256`."""
-    return hash_of({file.name: weights.sha256(file) for file in weight_files(folder)})
+def _weight_map(index: Path) -> dict[str, str]:
+    """Read which file each tensor is in, every one of them a safetensors file beside the index."""
+    content = read_json(index)
+    if content is None:
+        return {}
+    found = content.get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise VictorError(f"{index}: its weight_map names no files", fix=weights.AGAIN)
+    for name in sorted(set(found.values())):
+        if "/" in name or "\\" in name or ".." in name or Path(name).is_absolute():
+            problem = f"{index}: shard {name!r} lies outside of the folder"
+            raise VictorError(problem, fix="use another copy of the model")
+        if not name.endswith(".safetensors"):
+            problem = f"{index}: shard {name!r} is no safetensors file"
+            raise VictorError(problem, fix="use another copy of the model")
+    return found
 
 
 def has_processor(folder: Path) -> bool:
@@ -156,10 +198,9 @@ def load_with(from_pretrained: Callable[..., Any], folder: Path, run: Run) -> An
     Raises:
         VictorError: If it is no Victor model, or is damaged.
     """
-    if "victor" not in read_config(folder):
-        raise VictorError(
-            f"{folder}: not a Victor model yet", fix=f"victorctl convert {folder} --out FOLDER"
-        )
+    read_victor_config(folder)
+    check_plain(folder)
+    _weight_map(folder / modeling_victor.INDEX)
     for file in (*weight_files(folder), folder / modeling_victor.WEIGHTS):
         weights.read_entries(file)
     device, dtype = resolve(run)
@@ -247,9 +288,10 @@ def copy_small_files(source: Path, target: Path) -> None:
     """Copy everything but weights: configuration, processor, licence, lineage, our code."""
     for pattern in (*SMALL_FILES, LINEAGE):
         for file in source.glob(pattern):
-            copy = target / file.relative_to(source)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, copy)
+            if file.is_file():
+                copy = target / file.relative_to(source)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copy)  # what a link leads to, as in the Hub's cache
     shutil.copyfile(CODE, target / CODE.name)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from victorctl import checkpoint
+from victorctl import checkpoint, lineage
 from victorctl.answering import Contestant, Greedy
 from victorctl.errors import VictorError
 from victorctl.families import family_of
@@ -122,7 +122,7 @@ def find_base(folder: Path, model: PreTrainedModel, run: Run) -> Base | None:
     """
     if run.base == NO_BASE:
         return None
-    if run.base is None and checkpoint.base_intact(folder):
+    if run.base is None and lineage.base_intact(folder):
         return Base(model, folder.resolve().name, native=False)
     source = open_source(run.base) if run.base else _find_parent(folder)
     base = _load_base(source, run)
@@ -164,7 +164,7 @@ def floor(base: Base | None, model: PreTrainedModel, seed: int) -> dict[str, Met
 
 def _runs_our_code(folder: Path) -> bool:
     """Say whether transformers, trusting the folder, would run this package's code and no other."""
-    config = checkpoint.read_config(folder)
+    config = checkpoint.read_victor_config(folder)
     ours = f"{checkpoint.CODE.stem}.{family_of(config, folder).ours}"
     named = set(config.get("auto_map", {}).values())
     more = (folder / "custom_generate").exists()  # transformers would run what lies there, too
@@ -184,7 +184,7 @@ def _load_base(source: Source, run: Run) -> Base:
     fetch_weights(source, ["*.safetensors"])
     if "victor" not in checkpoint.read_config(source.folder):
         return Base(_load_native(source.folder, run), source.name, native=True)
-    if not checkpoint.base_intact(source.folder):
+    if not lineage.base_intact(source.folder):
         raise VictorError(
             f"--base {source.name}: the weights of its own base were changed",
             fix="give the model that was converted, or --base none",
@@ -198,7 +198,7 @@ def _find_parent(folder: Path) -> Source:
     Raises:
         VictorError: If it is in neither place.
     """
-    stages = checkpoint.read_lineage(folder)["stages"]
+    stages = lineage.read_lineage(folder)["stages"]
     intact = {stage["weights_sha256"] for stage in stages if stage["base_intact"]}
     origin = stages[0].get("source", {}) if stages else {}
     for other in sorted(path for path in folder.resolve().parent.iterdir() if path.is_dir()):
@@ -207,7 +207,7 @@ def _find_parent(folder: Path) -> Source:
             expected = stages[0]["parent_sha256"]
         elif expected not in intact:
             continue
-        if checkpoint.weights_sha256(other) == expected:
+        if lineage.weights_sha256(other) == expected:
             return open_source(str(other))
     if origin.get("commit"):
         return open_source(origin["name"], revision=origin["commit"])
@@ -218,7 +218,7 @@ def _find_parent(folder: Path) -> Source:
 
 
 def _own_hash(folder: Path) -> str | None:
-    stages = checkpoint.read_lineage(folder)["stages"]
+    stages = lineage.read_lineage(folder)["stages"]
     return stages[-1]["weights_sha256"] if stages else None
 
 

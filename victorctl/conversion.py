@@ -7,11 +7,18 @@ from typing import Any
 from transformers import AutoConfig
 
 from victorctl import weights
-from victorctl.checkpoint import has_processor, read_config, shard_names, tensor_names, weight_files
+from victorctl.checkpoint import (
+    check_plain,
+    has_processor,
+    read_config,
+    shard_names,
+    tensor_names,
+    weight_files,
+)
 from victorctl.cost import shape_of
 from victorctl.errors import VictorError
 from victorctl.families import SLICEABLE, Family, family_of
-from victorctl.folders import check_space
+from victorctl.folders import check_space, on_one_disk
 from victorctl.lineage import read_lineage
 from victorctl.recipe import Recipe, Run
 from victorctl.sources import Source, fetch_weights
@@ -71,6 +78,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
     Raises:
         VictorError: If the source cannot be converted, or a setting does not fit it.
     """
+    check_plain(source.folder)
     raw = read_config(source.folder)
     family = family_of(raw, source.name)
     if "victor" in raw:
@@ -159,5 +167,14 @@ def check_files(plan: Plan, run: Run) -> Files:
             f"--link --dtype {settings.dtype}: a link cannot have another number format",
             fix="leave one of the two out",
         )
-    check_space(run.out, 0 if settings.link else 2 * files.size if files.cast else files.size)
+    _check_room(files, run, link=settings.link)
     return files
+
+
+def _check_room(files: Files, run: Run, *, link: bool) -> None:
+    linkable = not files.cast and on_one_disk(run.out, files.paths)
+    if link and linkable:
+        check_space(run.out, 0)
+    else:
+        needed = 2 * files.size if files.cast else files.size
+        check_space(run.out, needed, instead=", or use --link" if linkable else "")

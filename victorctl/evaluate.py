@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from victorctl import checkpoint, cost, measures, report
+from victorctl import checkpoint, cost, lineage, measures, report
 from victorctl.answering import Answers, ask
 from victorctl.contestants import BASE, MODEL, Field, enter
 from victorctl.data.conversations import open_data
@@ -67,7 +67,7 @@ def evaluate(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
             for name in field.ways
         },
         "report": str(out / "report.html"),
-        "weights_sha256": checkpoint.weights_sha256(model),
+        "weights_sha256": lineage.weights_sha256(model),
         "settings": _settings(model, field, recipe) | {"speed_batch_size": len(timed)},
         "seconds": time.perf_counter() - started,
     }
@@ -82,7 +82,7 @@ def _output(model: Path, recipe: Recipe, run: Run) -> Path:
     """Check what can be checked before anything is loaded; an earlier report may be replaced."""
     if recipe.eval.data is None:
         raise VictorError("eval needs questions", fix="add --data demo:test, or --data FILE")
-    checkpoint.read_config(model)
+    checkpoint.read_victor_config(model)
     out = run.out or model / "eval"
     earlier = (out / "report.json").is_file() and not (out / "config.json").exists()
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not earlier):
@@ -149,7 +149,7 @@ def _settings(model: Path, field: Field, recipe: Recipe) -> dict[str, Any]:
     victor, device = field.model.config.victor, field.model.device
     trained = [
         stage["settings"]["train"]["rung"]
-        for stage in checkpoint.read_lineage(model)["stages"]
+        for stage in lineage.read_lineage(model)["stages"]
         if stage["command"] == "finetune"
     ]
     asked = recipe.eval.model_dump()
@@ -157,7 +157,7 @@ def _settings(model: Path, field: Field, recipe: Recipe) -> dict[str, Any]:
     return {
         "model": model.resolve().name,
         "base": field.base.name if field.base else None,
-        "base_intact": checkpoint.base_intact(model),
+        "base_intact": lineage.base_intact(model),
         "train": trained[-1] if trained else None,
         **{key: victor[key] for key in ("registers", "drop_layer", "positions")},
         **asked,

@@ -60,6 +60,34 @@ def locked(path: Path) -> Iterator[bool]:
                 path.unlink(missing_ok=True)
 
 
+@contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Mark a folder as in use, until the end or until the process dies; see `abandoned`."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def abandoned(folder: Path) -> bool:
+    """Say whether nobody holds a folder any more; no where that cannot be known."""
+    if fcntl is None:
+        return False
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or a file system without locks
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
 def _lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

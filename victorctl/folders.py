@@ -3,12 +3,15 @@
 import errno
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 from victorctl.errors import VictorError
+from victorctl.files import abandoned, holding
 from victorctl.sources import LINEAGE, read_json
+from victorctl.units import size
 
 SPARE = 64 << 20  # bytes that must stay free beside what is written
 
@@ -16,6 +19,8 @@ SPARE = 64 << 20  # bytes that must stay free beside what is written
 @contextmanager
 def writing(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a new folder beside `out` that becomes `out` at the end, or vanishes on any failure.
+
+    What a killed process left there is removed first.
 
     Raises:
         VictorError: If `out` may not be written, or the disk is full.
@@ -26,15 +31,25 @@ def writing(out: Path, *, overwrite: bool) -> Iterator[Path]:
     partial = _beside(out, "partial")
     try:
         with explained(out):
+            remove_leftovers(out)
             partial.mkdir(parents=True)
-            yield partial
-            check_output(out, overwrite=overwrite)
-            _put_in_place(partial, out)
+            with holding(partial):
+                yield partial
+                check_output(out, overwrite=overwrite)
+                _put_in_place(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         for parent in parents:
             if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
+
+
+def remove_leftovers(out: Path) -> None:
+    """Remove what processes that were killed while they wrote this folder left beside it."""
+    out = out.expanduser().resolve()
+    for partial in out.parent.glob(f".{escape(out.name)}.????????.partial"):
+        if abandoned(partial):
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _beside(out: Path, kind: str) -> Path:
@@ -109,12 +124,13 @@ def _is_ours(out: Path) -> bool:
     return victor or any((out / name).is_file() for name in (LINEAGE, "report.json"))
 
 
-def check_space(out: Path, needed: int) -> None:
+def check_space(out: Path, needed: int, *, instead: str = "") -> None:
     """Refuse to start what the disk cannot hold.
 
     Args:
         out: Folder to be written.
         needed: Bytes to be written.
+        instead: Another way to need less, such as ", or use --link".
 
     Raises:
         VictorError: If less is free.
@@ -122,9 +138,15 @@ def check_space(out: Path, needed: int) -> None:
     free = shutil.disk_usage(_nearest(out)).free
     if free < needed + SPARE:
         raise VictorError(
-            f"{out}: needs {(needed + SPARE) / 1e9:.2f} GB, and its disk has {free / 1e9:.2f} GB",
-            fix="free some space, choose an --out on another disk, or use --link",
+            f"{out}: needs {size(needed + SPARE)}, and its disk has {size(free)} free",
+            fix=f"free some space, or choose an --out on another disk{instead}",
         )
+
+
+def on_one_disk(out: Path, files: Iterable[Path]) -> bool:
+    """Say whether a folder that is to be written can hold hard links to the files."""
+    disk = _nearest(out).stat().st_dev
+    return all(file.stat().st_dev == disk for file in files)
 
 
 def _nearest(out: Path) -> Path:

@@ -6,15 +6,15 @@ from typing import Any
 from transformers import AutoConfig
 
 from victorctl import cost, weights
-from victorctl.checkpoint import read_config, shipped_code_intact, weight_files
+from victorctl.checkpoint import check_plain, read_config, shipped_code_intact, weight_files
 from victorctl.conversion import default_drop_layer
 from victorctl.families import family_of
 from victorctl.lineage import read_lineage
+from victorctl.modeling_victor import WEIGHTS
 from victorctl.recipe import VictorSection
 from victorctl.sources import Source, open_source
 
 TEXT = 64  # tokens of the prompt beside the picture, in the estimate
-VICTOR = "victor.safetensors"
 
 
 def inspect(source: str) -> dict[str, Any]:
@@ -31,6 +31,7 @@ def inspect(source: str) -> dict[str, Any]:
             is not whole.
     """
     place = open_source(source)
+    check_plain(place.folder)
     raw = read_config(place.folder)
     family = family_of(raw, place.name)
     config = AutoConfig.from_pretrained(place.folder, trust_remote_code=False)
@@ -79,7 +80,7 @@ def _count_on_hub(source: Source) -> Counter[str]:
 
 def _describe(source: Source, settings: dict[str, Any]) -> dict[str, Any]:
     """Tell the settings, what they added, and how the folder came about."""
-    file = source.folder / VICTOR
+    file = source.folder / WEIGHTS
     added = sum(entry.count for entry in weights.read_entries(file)) if file.is_file() else None
     stages = read_lineage(source.folder)["stages"]
     return {

@@ -13,9 +13,10 @@ from victorctl.weights import AGAIN
 DEMO = Path(__file__).parent / "assets" / "demo" / "checkpoint"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-WEIGHTS = "model.safetensors"
+BASE_WEIGHTS = "model.safetensors"
+BASE_INDEX = "model.safetensors.index.json"
 LINEAGE = "victor.json"
-INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"  # of PEFT: fetched to be noticed, never copied
 SMALL_FILES = (
     "config.json",
     "generation_config.json",
@@ -77,7 +78,7 @@ def open_source(source: str, *, revision: str | None = None) -> Source:
             f"{source}: no such folder",
             fix="check the path, or give a Hub id such as llava-hf/llava-1.5-7b-hf",
         )
-    return _fetch(source, revision, (*SMALL_FILES, INDEX))
+    return _fetch(source, revision, (*SMALL_FILES, BASE_INDEX, ADAPTER))
 
 
 def fetch_weights(source: Source, files: Sequence[str]) -> None:
