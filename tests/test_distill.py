@@ -87,15 +87,6 @@ def test_nothing_but_the_rung_gets_a_gradient():
     assert all(name.startswith("victor.") for name in touched)
 
 
-def test_rows_without_a_picture_in_front_are_left_out():
-    text = Row("text", (), (tiny_conversation(images=0),))
-    picture = Row("picture", (tiny_picture(),), (tiny_conversation(),))
-    processor = tiny_processor()
-
-    assert collate([encode(text, processor)], 0) is None
-    assert len(collate([encode(row, processor) for row in (text, picture)], 0).keys) == 1
-
-
 def test_conversations_that_begin_differently_are_all_learnt_from():
     asked = [tiny_conversation(seed=seed) for seed in range(3)]
     system = {"role": "system", "content": [{"type": "text", "text": "look"}]}

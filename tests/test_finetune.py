@@ -1,160 +1,40 @@
 """The finetune stage on tiny models: what it writes, leaves alone, and picks up when interrupted.
 
-Faults planted and caught: a resumed run that forgets the optimiser, a plan that restarts at row 0,
-a merged shard written through its hard link into the source, an update merged into rounded weights.
+Faults planted and caught: a resumed run that forgets the optimiser, a plan that restarts at row 0.
 """
 
-import importlib
+import hashlib
 import json
 import os
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText
 
-from tests.tiny import tiny_data, tiny_llava, tiny_picture, tiny_processor
-from tests.victor_models import victor_folder, victor_llava
-from victorctl import checkpoint, lineage
+from tests.finetuning import STAGE, prepare, recipe, run
+from tests.tiny import tiny_data
+from victorctl import checkpoint, lineage, saving
 from victorctl.distill import Distillation
 from victorctl.errors import VictorError
 from victorctl.finetune import finetune
-from victorctl.recipe import Recipe, Run
 from victorctl.training import learning_rate
 
-STAGE = importlib.import_module(
-    "victorctl.finetune"
-)  # the module; the package's attribute is the function
-QUICK = {
-    "steps": 6,
-    "batch_size": 2,
-    "questions": 2,
-    "rank": 3,
-    "checkpoint_every": 2,
-    "warmup": 0.2,
-}
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    return prepare(tmp_path, monkeypatch)
 
 
 @pytest.fixture
-def model(tmp_path):
-    """A converted tiny model, in several shards."""
-    folder = victor_folder(tmp_path / "model", victor_llava(), max_shard_size="40KB")
-    assert len(checkpoint.weight_files(folder)) > 1
-    lineage.add_stage(
-        folder, command="convert", settings={}, parent_sha256="", seed=0, base_intact=True
-    )
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _own_teacher_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("victorctl.teacher.HF_HOME", str(tmp_path / "hf"))
+def model(made):
+    return made[0]
 
 
 @pytest.fixture
-def data(tmp_path):
-    return tiny_data(tmp_path / "data", 5)
-
-
-def recipe(data, rung="register-lora", seed=0, **train):
-    return Recipe(seed=seed, data={"train": str(data)}, train={**QUICK, "rung": rung, **train})
-
-
-def run(out, **how):
-    return Run(out=Path(out), device="cpu", quiet=True, **how)
-
-
-def base_bytes(folder):
-    return {file.name: file.read_bytes() for file in checkpoint.weight_files(folder)}
-
-
-@pytest.mark.parametrize(
-    ("rung", "layers"), [("registers", "all"), ("register-lora", "early"), ("register-lora", "all")]
-)
-def test_intact_rungs_change_victor_tensors_only(tmp_path, model, data, rung, layers):
-    result = finetune(model, recipe=recipe(data, rung, layers=layers), run=run(tmp_path / "out"))
-
-    assert result["base_intact"] is True
-    assert base_bytes(tmp_path / "out") == base_bytes(model)
-    before, after = (load_file(f / "victor.safetensors") for f in (model, tmp_path / "out"))
-    assert not torch.equal(before["victor.registers.weight"], after["victor.registers.weight"])
-    adapted = {name.split(".")[2] for name in after if "adapters" in name}
-    assert (
-        adapted
-        == {"registers": set(), "early": {"0", "1"}, "all": set("012345")}[
-            rung if rung == "registers" else layers
-        ]
-    )
-    assert result["trainable_parameters"] == sum(t.numel() for t in after.values())
-
-
-def test_the_trained_folder_loads_as_both_models(tmp_path, model, data):
-    finetune(model, recipe=recipe(data), run=run(tmp_path / "out"))
-    inputs = tiny_processor()(
-        text="<image> what is this ?", images=tiny_picture(), return_tensors="pt"
-    )
-
-    def load(folder, **how):
-        loaded, info = AutoModelForImageTextToText.from_pretrained(
-            folder, output_loading_info=True, **how
-        )
-        assert not info["missing_keys"]
-        assert not info["unexpected_keys"]
-        return loaded(**inputs).logits
-
-    assert torch.equal(load(tmp_path / "out"), load(model))
-    trained = load(tmp_path / "out", trust_remote_code=True)
-    assert torch.equal(
-        trained, checkpoint.load(tmp_path / "out", Run(device="cpu"))(**inputs).logits
-    )
-    assert not torch.allclose(trained, load(model, trust_remote_code=True), atol=1e-3)
-
-
-def test_lora_is_merged_into_the_shards_it_touches_and_the_source_stays(tmp_path, model, data):
-    before = base_bytes(model)
-    result = finetune(
-        model, recipe=recipe(data, "lora", learning_rate=1e-2), run=run(tmp_path / "out")
-    )
-
-    assert result["base_intact"] is False
-    assert base_bytes(model) == before
-    old, new = (
-        {k: v for f in checkpoint.weight_files(d) for k, v in load_file(f).items()}
-        for d in (model, tmp_path / "out")
-    )
-    changed = {name for name in old if not torch.equal(old[name], new[name])}
-    linears = {
-        name
-        for name in old
-        if "language_model" in name and ".layers." in name and old[name].dim() == 2
-    }
-    assert changed == linears
-    assert not any("lora" in name for name in new)
-    assert (
-        json.loads((tmp_path / "out" / "victor.json").read_text())["stages"][-1]["base_intact"]
-        is False
-    )
-
-
-def test_lora_is_added_to_the_weights_as_stored_not_as_loaded(tmp_path, model, data):
-    settings = recipe(data, "lora", steps=1, learning_rate=1e-4, warmup=0.0)
-    finetune(model, recipe=settings, run=run(tmp_path / "out", dtype="bf16"))
-
-    old, new = (
-        {k: v for f in checkpoint.weight_files(d) for k, v in load_file(f).items()}
-        for d in (model, tmp_path / "out")
-    )
-    (name,) = (
-        name
-        for name in old
-        if name.endswith("layers.0.self_attn.q_proj.weight") and "language" in name
-    )
-    moved = (new[name] - old[name]).abs().max()
-    rounding = (old[name].bfloat16().float() - old[name]).abs().max()
-    assert 0 < moved < 0.1 * rounding
+def data(made):
+    return made[1]
 
 
 def test_a_finished_run_is_done_again_on_demand(tmp_path, model, data):
@@ -257,6 +137,11 @@ def test_a_resumed_run_must_be_the_same_run(tmp_path, model, data, monkeypatch):
         )
     with pytest.raises(VictorError, match="dtype was float32, is bfloat16"):
         finetune(model, recipe=recipe(data), run=run(tmp_path / "out", resume=True, dtype="bf16"))
+    data.write_text(data.read_text().replace('"gpt", "value": "', '"gpt", "value": "two '))
+    with pytest.raises(
+        VictorError, match=r"another run lies here: SHA-256 of the data was \w+, is"
+    ):
+        finetune(model, recipe=recipe(data), run=run(tmp_path / "out", resume=True))
     tiny_data(tmp_path / "data", 6)
     with pytest.raises(VictorError, match="rows of the data was 5, is 6"):
         finetune(model, recipe=recipe(data), run=run(tmp_path / "out", resume=True))
@@ -295,57 +180,10 @@ def test_the_folder_is_held_until_the_result_is_written(tmp_path, model, data, m
             finetune(model, recipe=recipe(data), run=run(tmp_path / "out", overwrite=True))
         return whole(*arguments)
 
-    whole = STAGE._write
-    monkeypatch.setattr(STAGE, "_write", write)
+    whole = saving.save
+    monkeypatch.setattr(saving, "save", write)
     finetune(model, recipe=recipe(data, steps=1), run=run(tmp_path / "out"))
     assert {path.name for path in tmp_path.glob("*out*")} == {"out"}
-
-
-@pytest.mark.parametrize(
-    ("how", "settings", "sentence"),
-    [
-        ({"resume": True}, {}, "no checkpoint to resume"),
-        ({}, {"data": {}}, "finetune needs data"),
-        ({}, {"data": {"train": "nowhere.json"}}, r"nowhere\.json: no such data"),
-    ],
-)
-def test_what_cannot_be_trained_is_said(  # noqa: PLR0913
-    tmp_path, model, data, how, settings, sentence
-):
-    wrong = Recipe(**({"data": {"train": str(data)}, "train": QUICK} | settings))
-    with pytest.raises(VictorError, match=sentence):
-        finetune(model, recipe=wrong, run=run(tmp_path / "out", **how))
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_unconverted_model_is_refused(tmp_path, data):
-    plain = tiny_llava(tmp_path / "plain")
-    with pytest.raises(VictorError, match="not a Victor model yet"):
-        finetune(plain, recipe=recipe(data), run=run(tmp_path / "out"))
-
-
-def test_an_output_that_exists_is_not_touched(tmp_path, model, data):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/thesis.txt").write_text("mine")
-    with pytest.raises(VictorError, match="exists already"):
-        finetune(model, recipe=recipe(data), run=run(tmp_path / "out"))
-    with pytest.raises(VictorError, match="is the model itself"):
-        finetune(model, recipe=recipe(data), run=run(model, overwrite=True))
-
-
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path, model, data):
-    with pytest.raises(
-        VictorError, match=r"the loss is inf at step 1\n  fix: lower train.*again with --overwrite"
-    ):
-        finetune(model, recipe=recipe(data, cross_entropy=1e39), run=run(tmp_path / "out"))
-    assert not any(tmp_path.glob("out*"))
-
-
-def test_a_gradient_that_is_no_number_never_reaches_a_checkpoint(tmp_path, model, data):
-    huge = recipe(data, learning_rate=1e30, clip=1e30, warmup=0.0)  # the loss of step 2 is finite
-    with pytest.raises(VictorError, match=r"the gradient's length is (nan|inf) at step 2"):
-        finetune(model, recipe=huge, run=run(tmp_path / "out"))
-    assert not any(tmp_path.glob("out*"))  # step 2 is one of those that are saved
 
 
 def test_adapters_of_another_shape_are_refused_and_equal_ones_trained_on(tmp_path, model, data):
@@ -373,7 +211,19 @@ def test_dry_run_counts_and_writes_nothing(tmp_path, model, data):
     assert {path.name for path in tmp_path.iterdir()} == {"model", "data"}
 
 
-def test_weights_in_float16_are_not_trained_as_they_are(tmp_path, model, data):
-    half = Run(out=tmp_path / "out", device="cpu", dtype="fp16", quiet=True)
-    with pytest.raises(VictorError, match="small gradients vanish\n  fix: add --dtype bf16"):
-        finetune(model, recipe=recipe(data), run=half)
+def test_the_lineage_says_what_the_weights_depend_on(tmp_path, model, data):
+    before = torch.get_num_threads()
+    try:
+        where = run(tmp_path / "out", dtype="bf16", attn="eager", threads=1)
+        finetune(model, recipe=recipe(data, steps=1), run=where)
+    finally:
+        torch.set_num_threads(before)
+
+    stage = lineage.read_lineage(tmp_path / "out")["stages"][-1]
+    assert {key: stage[key] for key in ("data_sha256", "device", "dtype", "attention")} == {
+        "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest(),
+        "device": "cpu",
+        "dtype": "bfloat16",
+        "attention": "eager",
+    }
+    assert stage["threads"] == 1

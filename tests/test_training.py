@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny import tiny_processor, tiny_rows
 from victorctl import weights
-from victorctl.data.conversations import Row, open_data
+from victorctl.data.conversations import open_data
 from victorctl.errors import VictorError
 from victorctl.recipe import TrainSection
-from victorctl.training import Plan, State, batches, learning_rate
+from victorctl.training import Plan, State, learning_rate
 
 ROOT = Path(__file__).parent.parent
 
@@ -60,17 +59,6 @@ def test_the_rate_rises_then_falls_to_nothing():
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert rates[6] == pytest.approx(0.5)
     assert 0 < rates[9] < 0.05
-
-
-def test_a_step_without_a_picture_is_refused_by_its_number_and_rows():
-    rows = [
-        *tiny_rows(2),
-        *(Row(f"text-{n}", (), tiny_rows(1, images=(0,))[0].conversations) for n in range(2)),
-    ]
-    plan = Plan(rows, TrainSection(batch_size=1, steps=4), seed=0)
-    made = batches(plan, tiny_processor(), 0)
-    with pytest.raises(VictorError, match=r"step \d: none of its rows has a picture.*\(text-\d, "):
-        list(made)
 
 
 def test_a_checkpoint_comes_back_as_it_was(state):

@@ -31,7 +31,6 @@ from victorctl.modeling_victor import (
     VictorCache,
     caller_tokens,
     drop_visual,
-    find_images,
     next_positions,
 )
 from victorctl.recipe import TrainSection
@@ -94,20 +93,15 @@ class Batch:
         return self.asked.sum(dim=1).tolist()
 
 
-def collate(rows: Sequence[EncodedRow], pad_id: int) -> Batch | None:
+def collate(rows: Sequence[EncodedRow], pad_id: int) -> Batch:
     """Cut the conversations at the end of their first picture and stack them.
 
     Args:
-        rows: Encoded rows; one whose conversations begin differently counts as several, and one
-            without a picture is left out, as no register could learn from it.
+        rows: Encoded rows with pictures; one whose conversations begin differently counts as
+            several.
         pad_id: Token that fills up.
-
-    Returns:
-        The batch, or None if no row is left.
     """
-    rows = [part for row in rows for part in row.by_prefix() if part.images and part.prefix]
-    if not rows:
-        return None
+    rows = [part for row in rows for part in row.by_prefix()]
     pairs = [(number, said) for number, row in enumerate(rows) for said in row.conversations]
     starts = [row.conversations[0].input_ids[: row.prefix] for row in rows]
     prefix, prefix_mask = pad(starts, side="left", value=pad_id)
@@ -176,7 +170,11 @@ class Distillation(nn.Module):
         self.lora = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
     def forward(self, batch: Batch) -> Losses:
-        """Compute the losses of a batch, which lies on the model's device."""
+        """Compute the losses of a batch, which lies on the model's device.
+
+        Raises:
+            ValueError: For what the model's own forward refuses.
+        """
         features, early, targets = self._features(batch), None, None
         if self.settings.distill > 0:
             targets = self.known.find(batch.keys) if self.known else None
@@ -218,8 +216,8 @@ class Distillation(nn.Module):
     def _early(self, batch: Batch, features: list[Tensor]) -> Early:
         """Run the prefix through the layers that see visual tokens."""
         firsts = _firsts(batch, features)
-        embeddings, visual = self._embed(batch.prefix, firsts)
-        images = find_images(visual, [len(feature) for feature in firsts])
+        embeddings, _ = self._embed(batch.prefix, firsts)
+        images = self.model._images(batch.prefix, [len(feature) for feature in firsts])
         valid = batch.prefix_mask.bool()
         start = valid.new_zeros(len(valid), dtype=torch.long)
         tokens = caller_tokens(valid, next_positions(start, valid), images)
@@ -245,7 +243,7 @@ class Distillation(nn.Module):
         opening = torch.arange(len(batch.row), device=visual.device)
         images = Images(visual, opening, torch.full_like(opening, -1))
         if others:
-            later = find_images(visual, [len(feature) for feature in others])
+            later = self.model._images(batch.suffix, [len(feature) for feature in others])
             order = torch.cat([opening, later.row]).argsort(stable=True)
             images = Images(
                 visual,

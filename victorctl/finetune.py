@@ -3,6 +3,8 @@
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -30,6 +32,7 @@ from victorctl.training import (
 )
 
 Log = list[dict[str, float]]
+BYTES_OF_STATE = 12  # of a checkpoint, for each parameter: itself and two moments, in float32
 ENDS = 10  # steps that the reported first and last loss are means of
 
 
@@ -74,14 +77,9 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     state.check(resume=run.resume, overwrite=run.overwrite)
     set_threads(run.threads)
     seed_everything(recipe.seed)
-    rows = open_data(recipe.data.train, rows=recipe.data.rows)
+    rows = _rows(recipe, run)
     processor = checkpoint.load_processor(model)
-    network = checkpoint.load(model, run)
-    if network.dtype == torch.float16:
-        raise VictorError(
-            f"{model}: weights in float16, in which small gradients vanish",
-            fix="add --dtype bf16, or --dtype fp32; the base's files stay as they are",
-        )
+    network = _load(model, run)
     parameters = choose_parameters(network, train)
     result = {
         "out": str(run.out),
@@ -90,6 +88,7 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         "trainable_parameters": sum(value.numel() for value in parameters.values()),
         "base_intact": train.rung != "lora" and lineage.base_intact(model),
     }
+    folders.check_space(out, _bytes(model, out, network, state, result["trainable_parameters"]))
     if run.dry_run:
         return result
     base = {file.name: weights.sha256(file) for file in checkpoint.weight_files(model)}
@@ -117,6 +116,7 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
                 seed=recipe.seed,
                 base_intact=result["base_intact"],
                 known=hashes,
+                details=_circumstances(network, rows),
             )
         state.finish()
     losses = [entry["loss"] for entry in log]
@@ -135,8 +135,44 @@ def _output(model: Path, recipe: Recipe, run: Run) -> Path:
     out = run.out.expanduser().resolve()
     if out == model.resolve():
         raise VictorError(f"--out {run.out} is the model itself", fix="give another folder")
+    checkpoint.read_victor_config(model)
     folders.check_output(out, overwrite=run.overwrite)
     return out
+
+
+def _rows(recipe: Recipe, run: Run) -> Rows:
+    """Open the data, without rows of text: no register could learn from them."""
+    rows = open_data(recipe.data.train, rows=recipe.data.rows)
+    pictured = rows.with_pictures()
+    if not pictured:
+        raise VictorError(
+            f"{recipe.data.train}: no row shows a picture, so registers have nothing to learn from",
+            fix="train on data with pictures, named under image or images",
+        )
+    if len(pictured) < len(rows):
+        say(
+            f"{len(rows) - len(pictured)} of {len(rows)} rows show no picture and are left out",
+            quiet=run.quiet,
+        )
+    return pictured
+
+
+def _load(model: Path, run: Run) -> PreTrainedModel:
+    """Load the model, in a number format that can be trained in."""
+    network = checkpoint.load(model, run)
+    if network.dtype == torch.float16:
+        raise VictorError(
+            f"{model}: weights in float16, in which small gradients vanish",
+            fix="add --dtype bf16, or --dtype fp32; the base's files stay as they are",
+        )
+    return network
+
+
+def _bytes(model: Path, out: Path, network: PreTrainedModel, state: State, trained: int) -> int:
+    """Count what must fit on the disk: a checkpoint, and beside it the next or the result."""
+    one = trained * BYTES_OF_STATE
+    there = state.file.stat().st_size if state.file.exists() else 0
+    return max(0, one + max(one, saving.size(model, out, network)) - there)
 
 
 def _identity(recipe: Recipe, parent: str, rows: Rows, network: PreTrainedModel) -> dict[str, Any]:
@@ -147,6 +183,7 @@ def _identity(recipe: Recipe, parent: str, rows: Rows, network: PreTrainedModel)
         "data": recipe.data.model_dump(),
         "rows of the data": len(rows),
         "conversations of the data": rows.conversations,
+        "SHA-256 of the data": rows.sha256,
         "dtype": _dtype(network),
         **recipe.train.model_dump(exclude={"checkpoint_every", "teacher_cache"}),
     }
@@ -175,6 +212,18 @@ def _teacher(
     )
 
 
+def _circumstances(network: PreTrainedModel, rows: Rows) -> dict[str, Any]:
+    """Say what else the weights depend on, for whoever repeats the run."""
+    device = network.device
+    return {
+        "data_sha256": rows.sha256 or None,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "dtype": _dtype(network),
+        "attention": network.config._attn_implementation,
+        "threads": torch.get_num_threads(),
+    }
+
+
 def _dtype(network: PreTrainedModel) -> str:
     """Name the number format of the weights, "auto" resolved; what is trained is in float32."""
     return str(network.lm_head.weight.dtype).removeprefix("torch.")
@@ -191,7 +240,8 @@ def _train(training: Training, run: Run) -> Log:
         progress("finetune", settings.steps, quiet=run.quiet, done=len(log)) as bar,
     ):
         for batch in made:
-            log.append(_step(training, optimizer, batch, len(log)))
+            with _fitting(training, len(log)):
+                log.append(_step(training, optimizer, batch, len(log)))
             bar.advance(text="loss {loss:.4f}  rate {learning_rate:.1e}".format(**log[-1]))
             done = len(log)
             if done % settings.checkpoint_every == 0 or wish.pressed or done == settings.steps:
@@ -208,6 +258,33 @@ def _train(training: Training, run: Run) -> Log:
     return log
 
 
+@contextmanager
+def _fitting(training: Training, done: int) -> Iterator[None]:
+    """Let a full GPU be an error that says how a step needs less; the last checkpoint stays."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        settings = training.plan.settings
+        less = [
+            f"{option}{value // 2}"
+            for option, value in (
+                ("--batch-size ", settings.batch_size),
+                ("--set train.questions=", settings.questions),
+            )
+            if value > 1
+        ]
+        if _dtype(training.distillation.model) == "float32":
+            less.append("--dtype bf16")
+        fix = f"start again with --overwrite and {' or '.join(less)}" if less else "use another GPU"
+        if training.state.file.exists():
+            fix += "; the last checkpoint goes on with --resume only where more memory is free"
+        raise VictorError(
+            f"step {done + 1} does not fit into the GPU's memory, with train.batch_size "
+            f"{settings.batch_size} and train.questions {settings.questions}",
+            fix=fix,
+        ) from error
+
+
 def _step(
     training: Training, optimizer: torch.optim.Optimizer, batch: Batch, done: int
 ) -> dict[str, float]:
@@ -217,7 +294,10 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = rate * group["peak"]
     device = next(iter(parameters)).device
-    with torch.autocast(device.type, torch.bfloat16, enabled=settings.autocast == "bf16"):
+    with (
+        checkpoint.fixes_of_shipped_file(),
+        torch.autocast(device.type, torch.bfloat16, enabled=settings.autocast == "bf16"),
+    ):
         losses = training.distillation(batch.to(device))
     losses.total.backward()
     norm = nn.utils.clip_grad_norm_(parameters, settings.clip)

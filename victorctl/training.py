@@ -41,7 +41,7 @@ class Plan:
     draws some.
 
     Args:
-        rows: The data.
+        rows: The data; every row has a picture.
         settings: The recipe's `train`.
         seed: Of the order.
     """
@@ -74,22 +74,11 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def batches(plan: Plan, processor: ProcessorMixin, start: int) -> Iterator[Batch]:
-    """Make the batches of steps start, start + 1, ... in a thread, a little ahead of the steps.
-
-    Raises:
-        VictorError: If no row of a step has a picture that all its questions open with.
-    """
+    """Make the batches of steps start, start + 1, ... in a thread, a little ahead of the steps."""
 
     def make(number: int) -> Batch:
         rows = [encode(row, processor) for row in plan.step(number)]
-        batch = collate(rows, processor.tokenizer.pad_token_id or 0)
-        if batch is None:
-            names = ", ".join(row.id for row in plan.step(number)[:3])
-            raise VictorError(
-                f"step {number + 1}: none of its rows has a picture to learn from ({names}, ...)",
-                fix="train on data with pictures, or raise train.batch_size",
-            )
-        return batch
+        return collate(rows, processor.tokenizer.pad_token_id or 0)
 
     with ThreadPoolExecutor(1) as pool:
         pending = [

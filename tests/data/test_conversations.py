@@ -1,6 +1,8 @@
 """Data of any supported format, as rows."""
 
+import hashlib
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -204,6 +206,18 @@ def test_records_about_the_same_pictures_are_one_row_in_the_place_of_the_first(t
         ["b.png", "a.png"],
     ]
     assert (len(table), table.conversations) == (5, 7)
+
+
+def test_rows_of_text_can_be_left_out(tmp_path):
+    path = write(
+        tmp_path, ask("0"), ask("1", "a.png"), ask("2"), ask("3", "b.png"), ask("4", "a.png")
+    )
+    table = open_data(path).with_pictures()
+
+    assert [row.id for row in table] == ["1", "3"]
+    assert (len(table), table.conversations, list(table.pictured)) == (2, 3, [0, 1])
+    assert table.sha256 == hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    assert len(open_data("demo:test").with_pictures()) == 500
 
 
 def test_only_so_many_means_records_not_rows(tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from victorctl import weights
 from victorctl.data import formats, scenes
 from victorctl.errors import VictorError
 
@@ -76,11 +77,15 @@ class Rows(Sequence[Row]):
         make: Makes one from its number.
         size: How many there are.
         conversations: How many all of them hold.
+        pictured: Numbers of those that have pictures; each of the others is one conversation.
+        sha256: Hash of the file that they are read from; "" if they are drawn.
     """
 
     make: Callable[[int], Row]
     size: int
     conversations: int
+    pictured: Sequence[int]
+    sha256: str
 
     def __len__(self) -> int:
         return self.size
@@ -89,6 +94,17 @@ class Rows(Sequence[Row]):
         """Make one row, or the list of rows of a slice."""
         place = range(self.size)[index]
         return [self.make(i) for i in place] if isinstance(place, range) else self.make(place)
+
+    def with_pictures(self) -> "Rows":
+        """Leave out the rows of text."""
+        count = len(self.pictured)
+        return replace(
+            self,
+            make=lambda index: self.make(self.pictured[index]),
+            size=count,
+            conversations=self.conversations - (self.size - count),
+            pictured=range(count),
+        )
 
 
 def open_data(spec: str, *, rows: int | None = None) -> Rows:
@@ -112,7 +128,7 @@ def open_data(spec: str, *, rows: int | None = None) -> Rows:
         split, size, questions = DEMO[spec]
         make = functools.partial(_scene_row, split=split, questions=questions)
         size = len(range(size)[:rows])
-        return Rows(make, size, size * questions)
+        return Rows(make, size, size * questions, range(size), "")
     path = Path(spec).expanduser()
     if not path.is_file() or path.suffix not in formats.FILES:
         known = ", ".join([*DEMO, *(f"a {suffix} file" for suffix in formats.FILES)])
@@ -130,7 +146,13 @@ def open_data(spec: str, *, rows: int | None = None) -> Rows:
         _check_files(row, place)
         groups.setdefault(row.images or index, []).append(index)
     table = list(groups.values())
-    return Rows(lambda number: _join([make(i) for i in table[number]]), len(table), len(records))
+    return Rows(
+        lambda number: _join([make(i) for i in table[number]]),
+        len(table),
+        len(records),
+        [number for number, shown in enumerate(groups) if not isinstance(shown, int)],
+        weights.sha256(path),
+    )
 
 
 def _scene_row(number: int, *, split: str, questions: int) -> Row:
