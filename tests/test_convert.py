@@ -1,6 +1,7 @@
 """One test for each promise of `convert`."""
 
 import json
+import weakref
 
 import pytest
 import torch
@@ -204,6 +205,21 @@ def test_registers_have_the_number_format_of_the_base(tmp_path):
     assert load(tmp_path / "out").dtype == torch.bfloat16
 
 
+def test_only_one_model_is_in_memory_at_a_time(llava, tmp_path, monkeypatch):
+    whole, alive, seen = LlavaForConditionalGeneration.__init__, weakref.WeakSet(), []
+
+    def count(self, *given, **more):
+        seen.append((type(self).__name__, len(alive)))
+        whole(self, *given, **more)
+        self.__dict__["round"] = [self]  # as hooks may do: only the garbage collector frees it
+        alive.add(self)
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "__init__", count)
+    run(llava, tmp_path / "out", flags={})
+    native = "LlavaForConditionalGeneration"
+    assert seen == [(native, 0), (native, 0), ("VictorLlava", 0)]
+
+
 # ---- Options -------------------------------------------------------------------------------------
 
 
@@ -265,6 +281,10 @@ def test_a_dry_run_checks_and_writes_nothing(llava, tmp_path):
     assert result["parity"] == {"hashes_equal": None, "max_logit_difference": None}
     assert result["drop_layer"] == 2
     assert left(tmp_path) == ["llava"]
+    assert result["not_checked"] == [
+        "whether all weights are numbers",
+        "whether both models agree: neither was run",
+    ]
     (llava / "model.safetensors").write_bytes(b"")
     with pytest.raises(VictorError, match="truncated"):
         run(llava, tmp_path / "out", dry_run=True)
@@ -296,9 +316,13 @@ def test_foreign_code_and_pickles_are_left_behind(llava, tmp_path):
 def test_a_hub_id_is_fetched_and_recorded_with_its_commit(llava, tmp_path, monkeypatch):
     with serving(monkeypatch, tmp_path / "cache", {"ada/llava": llava}) as hub:
         dry = run("ada/llava", tmp_path / "out", dry_run=True)
+        unknown = run("ada/llava", tmp_path / "out", flags={"convert.dtype": "bf16"}, dry_run=True)
         assert "model.safetensors" not in hub.fetched
         result = run("ada/llava", tmp_path / "out", flags=QUICK | {"convert.verify": "hash"})
     assert dry["layers"] == result["layers"] == 6
+    assert dry["not_checked"][0] == "weights and disk space: nothing large was downloaded"
+    assert (dry["base_intact"], unknown["base_intact"]) == (True, None)
+    assert result["not_checked"] == []
     assert result["parity"]["hashes_equal"]
     (entry,) = json.loads((tmp_path / "out" / "victor.json").read_text())["stages"]
     assert entry["source"] == {"name": "ada/llava", "commit": COMMIT}

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +12,12 @@ from safetensors.torch import load_file, save_file
 from transformers import GPTNeoXConfig, LlavaForConditionalGeneration
 
 from tests.converting import QUICK, left, run
+from tests.hub import serving
 from tests.tiny import tiny_llava
 from victorctl import parity, weights
 from victorctl.errors import CheckFailed, VictorError
+
+convert_module = sys.modules["victorctl.convert"]  # `victorctl.convert` is the function
 
 
 @pytest.fixture
@@ -118,6 +123,46 @@ def test_the_source_is_never_overwritten(llava, tmp_path, out, monkeypatch):
     with pytest.raises(VictorError, match="holds the source itself"):
         run(llava, tmp_path / out, overwrite=True)
     assert "model.safetensors" in left(llava)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"device": "tpu"}, "--device tpu: no such device"),
+        ({"attn": "flash_attention_2"}, "--attn flash_attention_2: takes the gap"),
+    ],
+)
+def test_device_and_attention_are_checked_before_the_source_is_looked_for(
+    tmp_path, monkeypatch, more, sentence
+):
+    monkeypatch.setattr(convert_module, "open_source", lambda *_, **__: pytest.fail("opened"))
+    for dry_run in (True, False):
+        with pytest.raises(VictorError, match=sentence):
+            run("ada/llava", tmp_path / "out", dry_run=dry_run, **more)
+
+
+def test_an_adapter_beside_the_model_is_refused_also_on_the_hub(llava, tmp_path, monkeypatch):
+    (llava / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with (
+        serving(monkeypatch, tmp_path / "cache", {"ada/llava": llava}) as hub,
+        pytest.raises(VictorError, match=r"adapter_config\.json: an adapter of PEFT"),
+    ):
+        run("ada/llava", tmp_path / "out")
+    assert "model.safetensors" not in hub.fetched
+
+
+def test_a_full_disk_is_told_before_anything_is_written(llava, tmp_path, monkeypatch):
+    full = SimpleNamespace(free=1_000_000)
+    monkeypatch.setattr("victorctl.folders.shutil.disk_usage", lambda _place: full)
+    sentence = (
+        r"out: needs 64\.4 MiB, and its disk has 977 KiB free\n"
+        r"  fix: free some space, or choose an --out on another disk, or use --link$"
+    )
+    with pytest.raises(VictorError, match=sentence):
+        run(llava, tmp_path / "out")
+    with pytest.raises(VictorError, match=r"an --out on another disk$"):
+        run(llava, tmp_path / "out", flags=QUICK | {"convert.link": True})
+    assert left(tmp_path) == ["llava"]
 
 
 def test_an_output_is_needed(llava):

@@ -22,7 +22,7 @@ from victorctl.checkpoint import (
 )
 from victorctl.conversion import Files, Plan, check_files, make_plan
 from victorctl.errors import VictorError
-from victorctl.folders import check_output, writing
+from victorctl.folders import check_output, remove_leftovers, writing
 from victorctl.lineage import add_stage, hash_of
 from victorctl.modeling_victor import PREFIX, WEIGHTS, write_config, write_indexes
 from victorctl.recipe import Recipe, Run
@@ -60,6 +60,7 @@ def convert(source: str, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     """
     started = time.perf_counter()
     set_threads(run.threads)
+    resolve(run)  # refuse a device that is not here before anything is fetched
     if run.out is None:
         raise VictorError("convert needs a folder to write", fix="add --out FOLDER")
     check_output(run.out, overwrite=run.overwrite)
@@ -67,10 +68,13 @@ def convert(source: str, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     if plan.source.folder.resolve().is_relative_to(run.out.resolve()):
         raise VictorError(f"--out {run.out} holds the source itself", fix="choose another --out")
     proof = {"hashes_equal": None, "max_logit_difference": None}
-    cast = None
-    if plan.source.commit is None or not run.dry_run:
+    intact = True if recipe.convert.dtype == "auto" else None
+    here = plan.source.commit is None
+    if here or not run.dry_run:
+        if not run.dry_run:
+            remove_leftovers(run.out)
         files = check_files(plan, run)
-        cast = files.cast
+        intact = files.cast is None
         if not run.dry_run:
             proof = _make(plan, files, run)
     return {
@@ -83,12 +87,23 @@ def convert(source: str, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         "positions": plan.recipe.victor.positions,
         "init": plan.recipe.victor.init,
         "visual_tokens": plan.visual_tokens,
-        "base_intact": cast is None,
+        "base_intact": intact,
         "parity": proof,
         "seconds": time.perf_counter() - started,
         "peak_memory_bytes": _peak_memory(),
         "warnings": plan.warnings,
+        "not_checked": _not_checked(here) if run.dry_run else [],
     }
+
+
+def _not_checked(here: bool) -> list[str]:
+    """Say what a dry run cannot know."""
+    if here:
+        return ["whether all weights are numbers", "whether both models agree: neither was run"]
+    return [
+        "weights and disk space: nothing large was downloaded",
+        "whether both models agree: neither was run",
+    ]
 
 
 def _peak_memory() -> int:
@@ -146,7 +161,9 @@ def _ask(plan: Plan, files: Files, run: Run) -> Evidence:
         if plan.recipe.victor.init == "visual":
             tokens = parity.visual_tokens(model, parity.pictures(folder, PICTURES))
             visual = [each.float().cpu().numpy() for each in tokens]
-        return Evidence(inputs, parity.logits(model, inputs), visual)
+        evidence = Evidence(inputs, parity.logits(model, inputs), visual)
+        del model  # the last hold on it, so that it is gone before the next is loaded
+    return evidence
 
 
 def _copy(plan: Plan, files: Files, folder: Path, run: Run) -> dict[str, str]:
