@@ -26,6 +26,7 @@ from victorctl.cost import (
     shape_of,
     tokens_per_layer,
     tower_flops,
+    vision_flops,
 )
 from victorctl.modeling_victor import VictorLlava
 
@@ -106,6 +107,7 @@ def test_an_unconverted_model_costs_what_pytorch_counts(config, visual):
     projector = flops["LlavaForConditionalGeneration.model.multi_modal_projector"]
     assert tower_flops(shape) == tower
     assert projector_flops(shape) == projector
+    assert vision_flops(shape) == tower + projector
     assert prefill_flops(shape, tokens) == whole - tower - projector
     assert cache_bytes(shape, tokens) == cached(cache)
 

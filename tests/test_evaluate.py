@@ -3,6 +3,8 @@
 import dataclasses
 import importlib
 import json
+import math
+import re
 import shutil
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 
 from tests.tiny import VISUAL_TOKENS, tiny_data, tiny_llava, tiny_picture, tiny_processor
+from victorctl import cost, runtime
 from victorctl import evaluate as package_function
 from victorctl.answering import Answers
 from victorctl.contestants import load_shipped
@@ -23,7 +26,7 @@ STAGE = importlib.import_module("victorctl.evaluate")  # `victorctl.evaluate` is
 QUIET = Run(device="cpu", quiet=True)
 PAIRS = {
     *("accuracy", "mean_visual_tokens", "prefill_flops", "cache_bytes"),
-    *("time_to_first_token", "decode_tokens_per_second"),
+    *("time_to_first_token", "decode_tokens_per_second", "vision_flops"),
 }
 KEYS = PAIRS | {
     *("questions", "kept", "interval", "agreement", "by_type", "speedup", "baselines"),
@@ -183,10 +186,41 @@ def test_settings_say_what_was_measured_and_how(measured, place):
     assert (found["seed"], found["batch_size"], found["speed_batch_size"]) == (4, 4, 6)
     assert found["command"] == (
         "victorctl eval model --data data.json --set eval.batch_size=4 --set eval.max_new_tokens=3 "
-        "--set eval.baselines=true --set eval.repeats=1 --seed 4"
+        "--set eval.baselines=true --set eval.repeats=1 --seed 4 --device cpu"
     )
     assert str(place) not in (folder / "report.json").read_text()
     assert "untrained" in (folder / "report.html").read_text().lower()
+
+
+def test_the_command_repeats_what_was_typed(place, fast, tmp_path):
+    data, more = place / "data" / "data.json", ["eval.limit=1", "seed=3"]
+    run = Run(
+        out=tmp_path / "e", base=str(place / "source"), quiet=True,
+        device="cpu", dtype="bf16", attn="eager", threads=torch.get_num_threads(),
+    )  # fmt: skip
+
+    found = evaluate(place / "model", recipe=settings(data, *more), run=run)["settings"]
+
+    assert found["command"] == (
+        "victorctl eval model --data data.json --set eval.limit=1 --set eval.batch_size=4 "
+        "--set eval.max_new_tokens=3 --set eval.repeats=1 --seed 3 --base source --device cpu "
+        f"--dtype bf16 --attn eager --threads {torch.get_num_threads()}"
+    )
+
+
+def test_each_phase_is_told_on_stderr(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runtime, "SECONDS_BETWEEN_LINES", math.inf)  # only the last of each phase
+    run = Run(out=tmp_path / "e", device="cpu", base=str(place / "source"))
+    evaluate(place / "model", recipe=settings(place / "data" / "data.json"), run=run)
+
+    told = [re.sub(r" ·.*", "", line) for line in capsys.readouterr().err.splitlines()]
+    assert told == [
+        f"loading {place / 'model'}",
+        f"loading its base {place / 'source'}",
+        "answers 12/12",  # six questions, two contestants
+        "timings 16/16",  # four speeds, twice, two contestants
+        "hashing the weights and writing the report",
+    ]
 
 
 # ---- Worked numbers ------------------------------------------------------------------------------
@@ -244,6 +278,11 @@ def test_every_number_follows_from_the_answers_and_the_times(place, fast, monkey
     lengths = 3 * (2 * 23 + 4 * 7) + 2 * (2 * 48 + 4 * 16) + 6 * 6
     assert result["cache_bytes"]["model"] == pytest.approx(128 * lengths / 6)
     assert result["cache_bytes"]["base"] == pytest.approx(128 * 6 * (3 * 20 + 2 * 42 + 6) / 6)
+    seeing = 7 / 6 * cost.vision_flops(cost.shape_of(load_shipped(place / "model", QUIET).config))
+    assert result["vision_flops"] == {
+        "model": pytest.approx(seeing),
+        "base": pytest.approx(seeing),
+    }
     assert result["time_to_first_token"] == {"model": 0.25, "base": 0.5}
     assert result["speedup"] == {"prefill": 3.0, "generate_2": 2.0, "generate_128": 1.6}
     assert result["decode_tokens_per_second"] == {"model": 6 * 126 / 6, "base": 6 * 126 / 9}
@@ -304,6 +343,18 @@ def test_without_a_base_its_half_is_open(place, fast, tmp_path):
     assert result["baselines"] == {}
     assert "base" not in predictions(tmp_path / "alone")[0]
     assert result["settings"]["base"] is None
+
+
+def test_another_base_costs_what_its_own_sizes_say(place, fast, tmp_path):
+    small = tiny_llava(tmp_path / "small", layers=4)
+    recipe = settings(place / "data" / "data.json")
+    costs = {}
+    for base in (place / "source", small):
+        run = dataclasses.replace(QUIET, base=str(base), out=tmp_path / f"{base.name}-report")
+        result = evaluate(place / "model", recipe=recipe, run=run)
+        costs[base.name] = result["cache_bytes"]["base"], result["mean_visual_tokens"]["base"]
+
+    assert costs["small"] == (pytest.approx(costs["source"][0] * 4 / 6), 16)
 
 
 # ---- Where it goes -------------------------------------------------------------------------------

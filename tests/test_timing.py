@@ -63,7 +63,7 @@ def test_the_decode_rate_counts_what_comes_after_the_second_token():
     assert decode_rate({"generate_2": 0.5, "generate_128": 0.5}, batch=4) is None
 
 
-def test_model_and_base_are_timed_on_the_same_work(monkeypatch):
+def test_model_and_base_are_timed_on_the_same_work(monkeypatch, capsys):
     model, processor = shared(), tiny_processor()
     asked = questions(tiny_rows(2, questions=2), None)
     several = prepare(asked, processor, pictures=True)
@@ -90,7 +90,7 @@ def test_model_and_base_are_timed_on_the_same_work(monkeypatch):
     monkeypatch.setattr(timing, "LONG", 6)
     greedy = Greedy(processor, tuple(range(5, 60)))  # nearly every token would end an answer
 
-    found = speed(contestants, one=one, several=several, greedy=greedy, repeats=1)
+    found = speed(contestants, one=one, several=several, greedy=greedy, repeats=1, quiet=False)
 
     assert list(found) == ["first_token", "prefill", "generate_2", "generate_6"]
     assert all(set(of) == {"model", "base"} for of in found.values())
@@ -101,6 +101,8 @@ def test_model_and_base_are_timed_on_the_same_work(monkeypatch):
         for rows, length in ((1, 1), (4, 2), (4, 6))
         for registers in turns
     ]
+    # Four speeds, a round that does not count and one that does, two contestants.
+    assert capsys.readouterr().err.startswith("timings 16/16")
     assert seen == [1] * 4 + [4] * 12  # the tower is part of what is timed, for every question
 
 

@@ -151,7 +151,7 @@ def ask(
     """
     texts: dict[str, dict[int, str]] = {name: {} for name in contestants}
     sizes: dict[int, Size] = {}
-    with progress("eval", len(asked), quiet=quiet) as bar:
+    with progress("answers", len(asked) * len(contestants), quiet=quiet) as bar:
         for batch in batches(asked, settings.batch_size):
             numbers = [question.number for question in batch]
             shared = Shared(batch, greedy.processor)
@@ -160,7 +160,7 @@ def ask(
                 inputs, rows = shared.inputs(who), shared.prompts(pictures=who.pictures).rows
                 written = greedy.generate(who, inputs, rows, most=settings.max_new_tokens)
                 texts[name] |= zip(numbers, greedy.read(written), strict=True)
-            bar.advance(len(batch))
+                bar.advance(len(batch), name)
     return Answers(
         {name: [of[number] for number in range(len(asked))] for name, of in texts.items()},
         [sizes[number] for number in range(len(asked))],

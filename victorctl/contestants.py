@@ -124,6 +124,7 @@ def find_base(folder: Path, model: PreTrainedModel, run: Run) -> Base | None:
         return None
     if run.base is None and lineage.base_intact(folder):
         return Base(model, folder.resolve().name, native=False)
+    say("loading its base" + (f" {run.base}" if run.base else ""), quiet=run.quiet)
     source = open_source(run.base) if run.base else _find_parent(folder)
     base = _load_base(source, run)
     ours, theirs = _vocabulary(model), _vocabulary(base.model)

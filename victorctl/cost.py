@@ -196,6 +196,11 @@ def adapter_flops(shape: Shape, registers: int, *, rank: int, layers: int) -> in
     return 2 * registers * rank * ends * layers
 
 
+def vision_flops(shape: Shape) -> int:
+    """Count the FLOPs of seeing one picture: vision tower and projector."""
+    return tower_flops(shape) + projector_flops(shape)
+
+
 def tower_flops(shape: Shape) -> int:
     """Count the FLOPs of the vision tower for one picture (or one tile of it), all layers run."""
     if shape.tower is None:

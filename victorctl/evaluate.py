@@ -21,7 +21,7 @@ from victorctl.folders import writing
 from victorctl.measures import Load, Marks, Pair, pair
 from victorctl.questions import Question, prepare, questions
 from victorctl.recipe import Recipe, Run
-from victorctl.runtime import seed_everything, set_threads, versions
+from victorctl.runtime import say, seed_everything, set_threads, versions
 from victorctl.timing import decode_rate, speed
 
 SEVERAL = 16  # questions answered at once where speed is measured
@@ -47,6 +47,7 @@ def evaluate(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     set_threads(run.threads)
     seed_everything(recipe.seed)
     asked = questions(open_data(recipe.eval.data, rows=recipe.eval.limit), recipe.eval.limit)
+    say(f"loading {model}", quiet=run.quiet)
     field = enter(model, recipe, run)
     answers = ask(asked, field.contestants, field.greedy, recipe.eval, quiet=run.quiet)
     accepted = [question.conversation.answers for question in asked]
@@ -58,17 +59,20 @@ def evaluate(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         seed=recipe.seed,
     )
     timed = [question for question in asked if question.row.images][:SEVERAL] or asked[:SEVERAL]
+    speeds = _speeds(field, timed, recipe.eval.repeats, quiet=run.quiet)
+    say("hashing the weights and writing the report", quiet=run.quiet)
     result = {
         **quality,
         **_costs(field, answers),
-        **_speeds(field, timed, recipe.eval.repeats),
+        **speeds,
         "baselines": {
             name: _baseline(field, name, answers, accepted, quality["accuracy"][BASE])
             for name in field.ways
         },
         "report": str(out / "report.html"),
         "weights_sha256": lineage.weights_sha256(model),
-        "settings": _settings(model, field, recipe) | {"speed_batch_size": len(timed)},
+        "settings": _settings(model, field, recipe)
+        | {"speed_batch_size": len(timed), "command": _command(model, recipe, run)},
         "seconds": time.perf_counter() - started,
     }
     shown = _differences(asked, answers, marks, recipe)
@@ -93,6 +97,7 @@ def _output(model: Path, recipe: Recipe, run: Run) -> Path:
 def _costs(field: Field, answers: Answers) -> dict[str, Pair]:
     """Count what a question costs on average; a question without pictures costs both the same."""
     shape, victor = cost.shape_of(field.model.config), field.model.config.victor
+    other = cost.shape_of(field.base.model.config) if field.base else shape
     registers = [victor["registers"] * images for _, _, images in answers.sizes]
     loads = [
         Load(visual + more, more, text)
@@ -101,16 +106,24 @@ def _costs(field: Field, answers: Answers) -> dict[str, Pair]:
     ours = measures.spend(shape, victor["drop_layer"], loads)
     ours["prefill_flops"] += measures.adapter_flops(shape, victor, fmean(registers))
     loads = [Load(visual, visual, text) for visual, text, _ in answers.sizes]
-    theirs = measures.spend(shape, victor["drop_layer"], loads)
-    return {key: pair(ours[key], theirs[key] if field.base else None) for key in ours}
+    theirs = measures.spend(other, other.layers, loads)
+    images = fmean(size.images for size in answers.sizes)
+    for spent, sizes in ((ours, shape), (theirs, other)):
+        if sizes.tower:
+            spent["vision_flops"] = images * cost.vision_flops(sizes)
+    return {key: pair(ours[key], theirs.get(key) if field.base else None) for key in ours}
 
 
-def _speeds(field: Field, asked: Sequence[Question], repeats: int) -> dict[str, Any]:
+def _speeds(
+    field: Field, asked: Sequence[Question], repeats: int, *, quiet: bool
+) -> dict[str, Any]:
     """Time model and base by turns."""
     timed = {name: field.contestants[name] for name in (MODEL, BASE) if name in field.contestants}
     several = prepare(asked, field.greedy.processor, pictures=True)
     one = prepare(asked[:1], field.greedy.processor, pictures=True)
-    seconds = speed(timed, one=one, several=several, greedy=field.greedy, repeats=repeats)
+    seconds = speed(
+        timed, one=one, several=several, greedy=field.greedy, repeats=repeats, quiet=quiet
+    )
     rates = {
         name: decode_rate({key: of[name] for key, of in seconds.items()}, len(asked))
         for name in timed
@@ -166,19 +179,24 @@ def _settings(model: Path, field: Field, recipe: Recipe) -> dict[str, Any]:
         "dtype": str(field.model.dtype).removeprefix("torch."),
         "attention": field.model.config._attn_implementation,
         "threads": torch.get_num_threads(),
-        "command": _command(model, recipe),
         "versions": versions(),
     }
 
 
-def _command(model: Path, recipe: Recipe) -> str:
+def _command(model: Path, recipe: Recipe, run: Run) -> str:
     """Write the command that repeats this, with everything that is not at its default."""
     words = ["victorctl", "eval", model.resolve().name, "--data", _without_folder(recipe.eval.data)]
     plain = type(recipe.eval)().model_dump()
     for key, value in recipe.eval.model_dump(exclude={"data"}).items():
         if value != plain[key]:
             words += ["--set", f"eval.{key}={json.dumps(value)}"]
-    return shlex.join([*words, "--seed", str(recipe.seed)])
+    words += ["--seed", str(recipe.seed)]
+    if run.base:
+        words += ["--base", _without_folder(run.base)]
+    for name in ("device", "dtype", "attn", "threads"):
+        if getattr(run, name) != getattr(Run, name):
+            words += [f"--{name}", str(getattr(run, name))]
+    return shlex.join(words)
 
 
 def _without_folder(spec: str) -> str:

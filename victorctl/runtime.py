@@ -102,7 +102,9 @@ class Counter:
 
 
 @contextmanager
-def progress(description: str, total: int, *, quiet: bool, done: int = 0) -> Iterator[Counter]:
+def progress(
+    description: str, total: int, *, quiet: bool, done: int = 0, ticking: bool = True
+) -> Iterator[Counter]:
     """Show on stderr how far a loop is: a bar on a terminal, else a line now and then.
 
     Args:
@@ -110,13 +112,18 @@ def progress(description: str, total: int, *, quiet: bool, done: int = 0) -> Ite
         total: How much there is to do.
         quiet: Show nothing.
         done: How much was done before, when a run is resumed.
+        ticking: False draws between steps only: no clock disturbs what is timed.
     """
     if quiet:
         yield Counter(done, lambda _done, _text: None)
     elif sys.stderr.isatty():
-        with Progress(*_columns(), console=Console(stderr=True)) as bar:
+        with Progress(*_columns(), console=Console(stderr=True), auto_refresh=ticking) as bar:
             task = bar.add_task(description, total=total, completed=done, text="")
-            yield Counter(done, lambda now, text: bar.update(task, completed=now, text=text))
+
+            def show(now: int, text: str) -> None:
+                bar.update(task, completed=now, text=text, refresh=not ticking)
+
+            yield Counter(done, show)
     else:
         lines = _Lines(description, total, done)
         yield Counter(done, lines.show)

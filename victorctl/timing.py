@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -9,12 +10,17 @@ import torch
 
 from victorctl.answering import Contestant, Greedy
 from victorctl.questions import Prompts
+from victorctl.runtime import progress
 
 SHORT, LONG = 2, 128  # new tokens of a short and of a long answer
 
 
 def by_turns(
-    runs: Mapping[str, Callable[[], Any]], *, repeats: int, device: torch.device
+    runs: Mapping[str, Callable[[], Any]],
+    *,
+    repeats: int,
+    device: torch.device,
+    done: Callable[[], Any] = lambda: None,
 ) -> dict[str, float]:
     """Time each run again and again, A B A B, after one round that does not count.
 
@@ -22,6 +28,7 @@ def by_turns(
         runs: What to time.
         repeats: Rounds that count.
         device: Where they compute; a GPU is waited for before and after each.
+        done: Called after each.
 
     Returns:
         Median seconds of each.
@@ -30,6 +37,7 @@ def by_turns(
     for repeat in range(-1, repeats):
         for name, run in runs.items():
             spent = _seconds(run, device)
+            done()
             if repeat >= 0:
                 seconds[name].append(spent)
     return {name: median(spent) for name, spent in seconds.items()}
@@ -48,13 +56,14 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def speed(
+def speed(  # noqa: PLR0913
     contestants: Mapping[str, Contestant],
     *,
     one: Prompts,
     several: Prompts,
     greedy: Greedy,
     repeats: int,
+    quiet: bool,
 ) -> dict[str, dict[str, float]]:
     """Time the start of an answer and answers of two lengths.
 
@@ -65,6 +74,7 @@ def speed(
             `generate_128`, with exactly so many new tokens. Vision tower and all are included.
         greedy: Generates.
         repeats: Times that each is measured.
+        quiet: Show no progress.
 
     Returns:
         Median seconds by what is timed and by contestant.
@@ -83,9 +93,12 @@ def speed(
     }
     device = next(iter(contestants.values())).model.device
     found = {}
-    for name, run in timed.items():
-        runs = {other: _bind(run, who) for other, who in contestants.items()}
-        found[name] = by_turns(runs, repeats=repeats, device=device)
+    total = len(timed) * (repeats + 1) * len(contestants)
+    with progress("timings", total, quiet=quiet, ticking=False) as bar:
+        for name, run in timed.items():
+            runs = {other: _bind(run, who) for other, who in contestants.items()}
+            done = partial(bar.advance, text=name)
+            found[name] = by_turns(runs, repeats=repeats, device=device, done=done)
     return found
 
 
