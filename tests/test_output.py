@@ -37,17 +37,53 @@ def test_json_has_null_for_a_number_that_is_none_and_refuses_what_it_cannot_say(
         show("eval", {"a": object()}, as_json=True)
 
 
-def test_a_summary_has_one_line_for_each_key_with_inner_keys_dotted(capsys):
-    show("convert", RESULT, as_json=False)
+def shown(capsys, result, **how):
+    show("convert", result, as_json=False, **how)
+    return capsys.readouterr().out.splitlines()
 
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines == [
-        ["out", "a/b"],
-        ["parity.hashes_equal", "true"],
-        ["parity.max_logit_difference", "1.235e-07"],
-        ["victor", DASH],
-        ["visual_tokens", "100,", "36"],
-        ["seconds", "nan"],
+
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch):
+    """80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def test_a_summary_has_one_line_for_each_key_with_inner_keys_below_their_own(capsys):
+    assert shown(capsys, RESULT) == [
+        "out                     a/b",
+        "parity",
+        "  hashes_equal          true",
+        "  max_logit_difference  1.235e-07",
+        f"victor                  {DASH}",
+        "visual_tokens           100, 36",
+        "seconds                 nan",
+    ]
+
+
+def test_nothing_is_said_of_empty_lists_and_every_sentence_has_its_line(capsys):
+    assert shown(capsys, {"warnings": [], "notes": ["one thing", "another"], "k": 2}) == [
+        "notes  one thing",
+        "       another",
+        "k      2",
+    ]
+
+
+def test_of_a_list_of_records_the_first_value_of_each_is_shown(capsys):
+    stages = [{"command": "convert", "seed": 3}, {"command": "finetune", "seed": 4}]
+    assert shown(capsys, {"lineage": stages}) == ["lineage  convert, finetune"]
+
+
+def test_text_is_broken_between_words_and_what_has_no_room_beside_its_key_stands_below(capsys):
+    long = "/" + "x" * 99  # wider than the terminal
+    url = "https://huggingface.co/" + "y" * 51  # 74, one too many
+    assert shown(capsys, {"about": "word " * 17, "out": long, "base": f"see {url}"}) == [
+        "about  " + " ".join(["word"] * 14),  # 7 + 14 * 5 - 1 = 76
+        "       word word word",
+        "out",
+        "    " + long,
+        "base",
+        "    see",
+        "    " + url,
     ]
 
 
@@ -65,6 +101,31 @@ def test_rows_become_a_table_under_their_keys(capsys):
 
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines == [["check", "state"], ["disk", "ok"], ["device", "[0]", "fail"]]
+
+
+def test_columns_that_do_not_fit_stand_below_their_row_and_empty_ones_are_not_mentioned(capsys):
+    name, url = "n" * 30, "https://huggingface.co/" + "y" * 60
+    entries = [
+        {"check": name, "found": "f" * 40, "fix": f"see {url}"},  # 30 + 2 + 40 leave 6
+        {"check": "disk", "found": "ok", "fix": ""},
+    ]
+    assert shown(capsys, {"checks": entries}, table=rows) == [
+        "check                           found",
+        f"{name}  {'f' * 40}",
+        "    fix: see",
+        f"    {url}",
+        "disk                            ok",
+    ]
+
+
+def test_the_last_column_is_broken_between_words_where_it_has_room(capsys):
+    entries = [{"name": "n" * 50, "about": "word " * 7}, {"name": "short", "about": "one"}]
+    assert shown(capsys, {"recipes": entries}, table=rows) == [
+        "name" + 48 * " " + "about",
+        "n" * 50 + "  word word word word word",  # 80 - 52 = 28 hold 5 words, 24
+        52 * " " + "word word",
+        "short" + 47 * " " + "one",
+    ]
 
 
 def test_no_rows_are_an_empty_table(capsys):
