@@ -13,6 +13,7 @@ from victorctl import cli
 from victorctl.__main__ import main
 from victorctl.errors import CheckFailed, VictorError
 from victorctl.recipe import Recipe, Run
+from victorctl.sources import DEMO
 
 COMMANDS = ("demo", "convert", "finetune", "eval", "inspect", "families", "doctor", "recipes")
 
@@ -183,6 +184,24 @@ def test_a_flag_beats_set_and_set_beats_the_recipe(victorctl, stages, tmp_path):
 
     assert (recipe.seed, recipe.convert.link) == (0, False)
     assert (recipe.victor.registers, recipe.victor.drop_layer) == (3, 2)
+
+
+@pytest.mark.parametrize("command", ["convert {} --out o", "inspect {}", "eval m --base {}"])
+def test_demo_is_the_model_that_comes_along_also_beside_a_folder_of_that_name(
+    victorctl, stages, tmp_path, monkeypatch, command
+):
+    monkeypatch.chdir(tmp_path)
+
+    def given(word):
+        _, _, err = victorctl(*command.format(word).split())
+        places, named = stages["evaluate" if command.startswith("eval") else command.split()[0]]
+        return (named["run"].base if command.startswith("eval") else places[0]), "note: " in err
+
+    assert given("demo") == ("demo", False)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "config.json").write_text("{}")
+    assert given("demo") == (str(DEMO), True)
+    assert given("./demo") == ("./demo", False)
 
 
 def test_a_recipe_of_ours_is_found_by_name(victorctl, stages):

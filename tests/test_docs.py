@@ -45,7 +45,7 @@ def test_an_option_is_shown_with_its_value_meaning_and_default():
     block = pages.blocks()[pages.DOCS / "commands" / "convert.md"]
 
     assert "```shell\nvictorctl convert llava-hf/llava-1.5-7b-hf --out victor-7b\n```" in block
-    assert "| `SOURCE` | Folder or Hub id of a model. Required. |" in block
+    assert "| `SOURCE` | Folder or Hub id of a model, or demo: the one that comes along. Required. |" in block
     assert "| `--registers N` | Registers put after each image (M). (default 8) |" in block
     assert "| `--positions overlay\\|append` | " in block
     assert "| `--set KEY=VALUE` | " in block

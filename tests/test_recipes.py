@@ -38,7 +38,11 @@ def test_a_file_is_found_before_a_recipe_of_ours(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert recipes.find("demo/victor") == recipes.folder() / "demo" / "victor.yaml"
 
-    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "victor").mkdir(parents=True)  # a model folder, say
+    assert recipes.find("demo/victor") == recipes.folder() / "demo" / "victor.yaml"
+    assert recipes.find("demo") == Path("demo")  # reading it says that it is a folder
+
+    (tmp_path / "demo" / "victor").rmdir()
     (tmp_path / "demo" / "victor").write_text("seed: 1\n")
     assert recipes.find("demo/victor") == Path("demo/victor")
 

@@ -38,8 +38,24 @@ def held_out(settings: Recipe) -> str:
     return "demo:test" if settings.data.train == "demo" else "DATA"
 
 
+def named(word: str) -> str:
+    """Let `demo` be the model that comes along, and say so where a folder has that name, too."""
+    if word != "demo" or not Path(word).exists():
+        return word
+    from victorctl.sources import DEMO
+
+    typer.echo("note: demo is the model that comes along; ./demo is the folder here", err=True)
+    return str(DEMO)
+
+
 Model = Annotated[Path, typer.Argument(help="Folder of a converted model.")]
-Source = Annotated[str, typer.Argument(help="Folder or Hub id of a model.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="Folder or Hub id of a model, or demo: the one that comes along.",
+        metavar="SOURCE", parser=named,
+    ),
+]  # fmt: skip
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 Report = Annotated[
     Path | None,
@@ -81,7 +97,7 @@ def demo(
 ) -> None:
     """Convert, fine-tune and measure a small model that comes along, in a few minutes.
 
-    Example: victorctl demo --out demo
+    Example: victorctl demo --out victor-demo
     """
     run = Run(out=out, device=device, dtype=dtype, attn=attn, threads=threads)
     from victorctl.demo import demo as stage
@@ -201,7 +217,12 @@ def evaluate(
     model: Model,
     data: Annotated[str | None, setting("eval.data")] = None,
     base: Annotated[
-        str | None, typer.Option(help="Model to compare with: a folder, a Hub id, or none.")
+        str | None,
+        typer.Option(
+            help="Model to compare with: a folder, a Hub id, or none.",
+            metavar="SOURCE|none",
+            parser=named,
+        ),
     ] = None,
     baselines: Annotated[bool | None, setting("eval.baselines")] = None,
     limit: Annotated[int | None, setting("eval.limit")] = None,

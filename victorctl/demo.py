@@ -71,6 +71,7 @@ def demo(*, run: Run, steps: int | None = None) -> dict[str, Any]:
         quiet=run.quiet,
     )
     measured = evaluate(out / "model", recipe=recipe, run=part("eval"))
+    say(f"the model: {out / 'model'}; the report: {measured['report']}", quiet=run.quiet)
     return {
         "folder": str(out),
         "convert": converted,

@@ -72,7 +72,7 @@ def evaluate(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         "report": str(out / "report.html"),
         "weights_sha256": lineage.weights_sha256(model),
         "settings": _settings(model, field, recipe)
-        | {"speed_batch_size": len(timed), "command": _command(model, recipe, run)},
+        | {"speed_batch_size": len(timed), "command": _command(model, field, recipe, run)},
         "seconds": time.perf_counter() - started,
     }
     shown = _differences(asked, answers, marks, recipe)
@@ -183,7 +183,7 @@ def _settings(model: Path, field: Field, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _command(model: Path, recipe: Recipe, run: Run) -> str:
+def _command(model: Path, field: Field, recipe: Recipe, run: Run) -> str:
     """Write the command that repeats this, with everything that is not at its default."""
     words = ["victorctl", "eval", model.resolve().name, "--data", _without_folder(recipe.eval.data)]
     plain = type(recipe.eval)().model_dump()
@@ -192,7 +192,7 @@ def _command(model: Path, recipe: Recipe, run: Run) -> str:
             words += ["--set", f"eval.{key}={json.dumps(value)}"]
     words += ["--seed", str(recipe.seed)]
     if run.base:
-        words += ["--base", _without_folder(run.base)]
+        words += ["--base", field.base.name if field.base else run.base]
     for name in ("device", "dtype", "attn", "threads"):
         if getattr(run, name) != getattr(Run, name):
             words += [f"--{name}", str(getattr(run, name))]

@@ -32,15 +32,14 @@ def find(name: str) -> Path:
     Raises:
         VictorError: If it is neither.
     """
-    path = Path(name)
-    if path.exists():
-        return path
-    known = names()
-    if name not in known:
+    path, known = Path(name), names()
+    if path.is_dir() and name in known:  # such as demo/victor, a model of one's own
+        return known[name]
+    if not path.exists() and name not in known:
         raise VictorError(
             f"{name}: neither a file nor one of our recipes", fix=f"use one of: {', '.join(known)}"
         )
-    return known[name]
+    return path if path.exists() else known[name]
 
 
 def spell(path: Path | None) -> list[str]:
