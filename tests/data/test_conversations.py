@@ -106,12 +106,13 @@ def test_several_pictures_keep_their_order_and_their_turns(tmp_path):
 
 
 @pytest.mark.parametrize("image", [{}, {"image": None}, {"image": ""}, {"images": []}])
-def test_a_row_without_a_picture_is_text(tmp_path, image):
-    turns = [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]
+def test_a_row_without_a_picture_is_text_and_its_answer_may_be_a_number(tmp_path, image):
+    turns = [{"from": "human", "value": "2 - 2?"}, {"from": "gpt", "value": 0}]
     (row,) = open_data(write(tmp_path, {**image, "conversations": turns}))
 
     assert (row.images, row.pictures()) == ((), [])
-    assert contents(row.conversations[0])[0] == ("user", [text("2 + 2?")])
+    said = [("user", [text("2 - 2?")]), ("assistant", [text("0")])]
+    assert contents(row.conversations[0]) == said
 
 
 @pytest.mark.parametrize(
@@ -355,6 +356,7 @@ def test_a_missing_picture_is_named_with_its_row(tmp_path):
         ("data.jsonl", b"\n\n{", ":3: not JSON: Expecting property name"),
         ("data.json", b'{"question": "Two?"}', ": holds no list of rows"),
         ("data.json", b"[]", ": holds no rows"),
+        ("data.json", b" \n", ": holds no rows"),
         ("data.jsonl", b"", ": holds no rows"),
         ("data.json", b'["\xff"]', ": not UTF-8"),
     ],
@@ -373,7 +375,8 @@ def test_data_that_does_not_exist_is_named_with_what_does(tmp_path, monkeypatch,
 
     with pytest.raises(VictorError) as error:
         open_data(spec)
-    assert error.value.problem == f"{spec}: no such data"
+    there = "not data that can be read" if spec == "data.txt" else "no such data"
+    assert error.value.problem == f"{spec}: {there}"
     assert error.value.fix == "use one of: demo, demo:test, a .json file, a .jsonl file"
 
 

@@ -132,7 +132,8 @@ def open_data(spec: str, *, rows: int | None = None) -> Rows:
     path = Path(spec).expanduser()
     if not path.is_file() or path.suffix not in formats.FILES:
         known = ", ".join([*DEMO, *(f"a {suffix} file" for suffix in formats.FILES)])
-        raise VictorError(f"{spec}: no such data", fix=f"use one of: {known}")
+        problem = "not data that can be read" if path.exists() else "no such data"
+        raise VictorError(f"{spec}: {problem}", fix=f"use one of: {known}")
     records = list(itertools.islice(formats.FILES[path.suffix](path), rows))
     if not records:
         raise VictorError(f"{path}: holds no rows", fix="use a file with at least one")

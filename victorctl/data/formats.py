@@ -71,7 +71,8 @@ def text_of(message: Message) -> str:
 
 def read_json(path: Path) -> Iterator[tuple[str, Any]]:
     """Read a list of rows."""
-    records = _parse(_read_text(path), path, 1)
+    text = _read_text(path)
+    records = _parse(text, path, 1) if text.strip() else []
     if not isinstance(records, list):
         raise VictorError(f"{path}: holds no list of rows", fix="write it as [{...}, {...}]")
     yield from ((f"{path}[{index}]", record) for index, record in enumerate(records))
@@ -142,7 +143,7 @@ def _parts(content: Any) -> list[dict[str, str]]:
     if isinstance(content, list):
         return [part for item in content for part in _typed(item)]
     parts: list[dict[str, str]] = []
-    for place, text in enumerate(str(content or "").split(MARKER)):
+    for place, text in enumerate(("" if content is None else str(content)).split(MARKER)):
         parts += [{"type": "image"}] if place else []
         parts += [{"type": "text", "text": text.strip()}] if text.strip() else []
     return parts
