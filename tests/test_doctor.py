@@ -106,7 +106,7 @@ def test_little_disk_is_a_warning_also_where_the_folder_is_yet_to_be_made(
 
     monkeypatch.setattr(doctor.shutil, "disk_usage", usage)
     check = doctor._disk("disk", tmp_path / "not" / "yet")
-    assert (check.state, check.found) == (state, "5.0 GB free")
+    assert (check.state, check.found) == (state, "4.66 GiB free")
 
 
 def test_no_recipes_is_a_failure(monkeypatch):

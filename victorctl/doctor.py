@@ -18,6 +18,7 @@ from packaging.specifiers import SpecifierSet
 
 from victorctl import __version__, recipes
 from victorctl.errors import CheckFailed
+from victorctl.units import size
 
 NEEDED = {
     "torch": ">=2.6",
@@ -82,7 +83,7 @@ def _system() -> Iterator[Check]:
     yield Check("platform", "ok", platform.platform())
     if hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        yield Check("memory", "ok", _gigabytes(memory))
+        yield Check("memory", "ok", size(memory))
 
 
 def _packages() -> Iterator[Check]:
@@ -104,7 +105,7 @@ def _devices() -> Iterator[Check]:
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
-        found = f"{name}, {_gigabytes(free)} of {_gigabytes(total)} free"
+        found = f"{name}, {size(free)} of {size(total)} free"
         yield Check(f"cuda:{index}", "ok", found)
     if not torch.cuda.is_available():
         built = torch.version.cuda
@@ -140,8 +141,8 @@ def _disk(name: str, place: Path) -> Check:
     existing = next(path for path in (place, *place.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < LITTLE_DISK:
-        return Check(name, "warn", f"{_gigabytes(free)} free", "free some, or use convert --link")
-    return Check(name, "ok", f"{_gigabytes(free)} free")
+        return Check(name, "warn", f"{size(free)} free", "free some, or use convert --link")
+    return Check(name, "ok", f"{size(free)} free")
 
 
 def _hub() -> Iterator[Check]:
@@ -169,7 +170,3 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:,.1f} GB"
