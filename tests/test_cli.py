@@ -260,6 +260,13 @@ def test_people_get_tables(victorctl, stages):
     assert "train.rank" in victorctl("recipes", "keys")[1]
 
 
+def test_keys_are_explained_for_a_file_or_a_recipe_of_ours(victorctl, tmp_path):
+    (tmp_path / "r.yaml").write_text("train: {steps: 7}\n")
+    for name, steps in ((str(tmp_path / "r.yaml"), "7"), ("demo/quick", "500")):
+        rows = json.loads(victorctl("recipes", "keys", name, "--json")[1])["keys"]
+        assert {row["key"]: row["here"] for row in rows}["train.steps"] == steps
+
+
 def test_recipes_are_copied(victorctl, tmp_path):
     target = tmp_path / "mine.yaml"
     code, out, err = victorctl("recipes", "copy", "demo/lora", "--out", str(target), "--json")

@@ -70,6 +70,8 @@ def test_copies_into_the_working_directory_unless_told_otherwise(tmp_path, monke
     assert Path("mine.yaml").read_text() == "changed"
     assert copy(Path("mine.yaml"), overwrite=True).read_text() != "changed"
 
+    with pytest.raises(VictorError, match=r"no/such/r\.yaml: no such file .*\n  fix: give another"):
+        copy(Path("no/such/r.yaml"))
     with pytest.raises(VictorError, match="no recipe called 'victor'\n  fix: use one of: demo/l"):
         recipes.copy("victor", out=None, overwrite=False)
 

@@ -320,7 +320,14 @@ def list_recipes(json: Json = False) -> None:
 
 @recipes_app.command("keys")
 def recipe_keys(
-    file: Annotated[Path | None, typer.Argument(help="Show what this recipe gives, too.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Show what this recipe, a file or one of ours, gives, too.",
+            metavar="FILE",
+            parser=recipes.find,
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Explain every key of a recipe: type, range, default and meaning.

@@ -68,7 +68,11 @@ def copy(name: str, *, out: Path | None, overwrite: bool) -> Path:
         target /= known[name].name
     if target.exists() and not overwrite:
         raise VictorError(f"{target} exists", fix="give another --out, or add --overwrite")
-    shutil.copyfile(known[name], target)
+    try:
+        shutil.copyfile(known[name], target)
+    except OSError as error:
+        reason = str(error.strerror).lower()
+        raise VictorError(f"{target}: {reason}", fix="give another --out") from error
     return target
 
 
