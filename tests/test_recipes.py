@@ -1,11 +1,10 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
 from victorctl import recipes
 from victorctl.errors import VictorError
-from victorctl.recipe import Recipe, load_recipe
+from victorctl.recipe import load_recipe
 
 SHIPPED = ["demo/lora", "demo/quick", "demo/registers", "demo/victor", "llava-1.5-7b/victor"]
 
@@ -109,26 +108,3 @@ def test_shows_what_a_file_gives_even_if_it_is_not_valid(tmp_path):
     assert here["train.steps"] is None
     assert here["data.train"] is None
     assert "here" not in recipes.explain(None)[0]
-
-
-def test_a_recipe_survives_being_written_and_read(tmp_path):
-    path = tmp_path / "r.yaml"
-    recipe = load_recipe(
-        settings=[
-            "seed=3", "train.learning_rate=1e-5", "convert.revision='null'", "data.train=no",
-            "victor.drop_layer=2", "train.teacher_cache=false", "eval.data=ä b#c.json",
-        ]
-    )  # fmt: skip
-
-    path.write_text(recipes.to_yaml(recipe), encoding="utf-8")
-
-    assert load_recipe(path) == recipe
-    assert recipe.convert.revision == "null"
-
-
-def test_writing_a_recipe_puts_the_meaning_above_each_key():
-    text = recipes.to_yaml(Recipe())
-
-    assert text.startswith("# Seed of everything random. (whole number ≥ 0)\nseed: 0\n\nvictor:\n")
-    assert "  # Rank of the low-rank updates. (whole number ≥ 1)\n  rank: 32\n" in text
-    assert set(yaml.safe_load(text)) == set(Recipe.model_fields)

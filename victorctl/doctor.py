@@ -25,7 +25,6 @@ NEEDED = {
     "transformers": ">=5.23,<6",
     "accelerate": "",
     "peft": "",
-    "datasets": "",
     "safetensors": "",
     "huggingface_hub": ">=2",
     "pillow": "",

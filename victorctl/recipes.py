@@ -5,8 +5,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from victorctl.errors import VictorError
 from victorctl.recipe import Recipe, Section
 from victorctl.yaml_tree import YamlTree
@@ -89,20 +87,6 @@ def explain(path: Path | None) -> list[dict[str, Any]]:
         return rows
     given = YamlTree.read(path).values
     return [row | {"here": _lookup(given, row["key"])} for row in rows]
-
-
-def to_yaml(recipe: Recipe) -> str:
-    """Write a recipe with every key, each under a comment with its meaning and type."""
-    values, lines, section = recipe.model_dump(mode="json"), [], []
-    for row in describe(type(recipe)):
-        *above, name = row["key"].split(".")
-        indent = "  " * len(above)
-        if above != section:
-            section = above
-            lines += ["", f"{indent[2:]}{above[-1]}:"]
-        setting = yaml.safe_dump({name: _lookup(values, row["key"])}).strip()
-        lines += [f"{indent}# {row['meaning']} ({row['type']})", f"{indent}{setting}"]
-    return "\n".join(lines) + "\n"
 
 
 def _describe(
