@@ -44,7 +44,10 @@ def blocks() -> dict[Path, str]:
     measured = {name: stored(name) for name in RUNGS}
     pages[README] = in_short(measured["victor"])
     pages[DOCS / "results.md"] = "\n\n".join(
-        [ladder(measured), rivals(measured["victor"]), costs(measured["victor"]), typed(measured)]
+        [
+            *(ladder(measured), rivals(measured["victor"]), costs(measured["victor"])),
+            *(inits(stored("init")["runs"]), typed(measured)),
+        ]
     )
     return pages
 
@@ -126,6 +129,20 @@ def costs(measured: dict[str, Any]) -> str:
         f"questions at once: {faster}. Device {how['device']}, {how['dtype']}, threads: "
         f"{how['threads']}; base and model in alternation."
     )
+
+
+def inits(runs: list[dict[str, Any]]) -> str:
+    head = ("first registers drawn like", "rung", "seed", "first loss", "last loss", "kept")
+    told = {"visual": "visual tokens", "embeddings": "token embeddings"}
+    rows = [
+        (
+            *(f"{told[run['init']]} (`--init {run['init']}`)", f"`{run['rung']}`"),
+            *(str(run["seed"]), f"{run['loss']['first']:.2f}", f"{run['loss']['last']:.3f}"),
+            percent(run["kept"]),
+        )
+        for run in sorted(runs, key=lambda run: (run["rung"], run["seed"]))
+    ]
+    return f"After {runs[0]['steps']} steps, on 1,000 questions:\n\n{table(head, rows)}"
 
 
 def typed(measured: dict[str, dict[str, Any]]) -> str:

@@ -1,11 +1,13 @@
 """Measure the demo's recipes as a user would, and keep what the commands print for docs/results.md.
 
-    python scripts/demo/measure.py victor lora registers --out measured
+    python scripts/demo/measure.py victor lora registers init --out measured
 
-runs convert, finetune and eval for each recipe, and writes docs/results/demo-NAME.json.
+runs convert, finetune and eval for each recipe, and writes docs/results/demo-NAME.json; `init`
+compares the ways to initialise registers, in shorter trainings of two recipes.
 """
 
 import argparse
+import itertools
 import json
 import shlex
 import subprocess
@@ -14,6 +16,9 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 LOCAL = ("out", "report", "folder")  # paths on this machine, of no use to a reader
+INITS = ("visual", "embeddings")
+SHORT = ("registers", "quick")  # recipes that `init` trains
+STEPS, QUESTIONS, SEEDS = 400, 1000, (0, 1)
 
 
 def run(words: list[str]) -> dict[str, Any]:
@@ -24,25 +29,68 @@ def run(words: list[str]) -> dict[str, Any]:
     return {key: value for key, value in result.items() if key not in LOCAL}
 
 
+def stages(name: str, recipe: str, out: Path, more: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Write the three commands of a recipe of the demo, with more words for each stage."""
+    converted, trained = str(out / f"{name}-converted"), str(out / name)
+    words = {
+        "convert": ["convert", "demo", "--out", converted],
+        "finetune": ["finetune", converted, "--out", trained],
+        "eval": ["eval", trained],
+    }
+    return {
+        stage: ["victorctl", *each, "--recipe", f"demo/{recipe}", *more.get(stage, [])]
+        for stage, each in words.items()
+    }
+
+
+def typed(commands: dict[str, list[str]], out: Path) -> list[str]:
+    """Show commands as they are typed, without the folder that they ran in."""
+    return [shlex.join(words).replace(f"{out}/", "") for words in commands.values()]
+
+
+def keep(name: str, content: dict[str, Any]) -> None:
+    """Write what was measured to the project's results."""
+    file = ROOT / "docs" / "results" / f"demo-{name}.json"
+    file.write_text(json.dumps(content, indent=1) + "\n")
+
+
 def measure(name: str, out: Path) -> None:
     """Run the three stages of one recipe, and keep the numbers and the commands."""
-    recipe = ["--recipe", f"demo/{name}"]
-    converted, trained = str(out / f"{name}-converted"), str(out / name)
-    commands = {
-        "convert": ["victorctl", "convert", "demo", "--out", converted, *recipe],
-        "finetune": ["victorctl", "finetune", converted, "--out", trained, *recipe],
-        "eval": ["victorctl", "eval", trained, *recipe],
-    }
+    commands = stages(name, name, out, {})
     results = {stage: run(words) for stage, words in commands.items()}
-    typed = [shlex.join(words).replace(f"{out}/", "") for words in commands.values()]
-    written = ROOT / "docs" / "results" / f"demo-{name}.json"
-    written.write_text(json.dumps({"commands": typed, **results}, indent=1) + "\n")
+    keep(name, {"commands": typed(commands, out), **results})
+
+
+def measure_inits(out: Path) -> None:
+    """Train short with every initialisation, and keep what became of each."""
+    runs = []
+    for recipe, seed, init in itertools.product(SHORT, SEEDS, INITS):
+        more = {
+            "convert": ["--init", init, "--seed", str(seed)],
+            "finetune": ["--steps", str(STEPS), "--seed", str(seed)],
+            "eval": ["--limit", str(QUESTIONS), "--set", "eval.baselines=false"],
+        }
+        commands = stages(f"{recipe}-{init}-{seed}", recipe, out, more)
+        results = {stage: run(words) for stage, words in commands.items()}
+        runs.append(
+            {
+                "rung": results["finetune"]["train"],
+                "init": init,
+                "seed": seed,
+                "steps": results["finetune"]["steps"],
+                "loss": results["finetune"]["loss"],
+                "accuracy": results["eval"]["accuracy"],
+                "kept": results["eval"]["kept"],
+                "commands": typed(commands, out),
+            }
+        )
+    keep("init", {"runs": runs})
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="+")
+    parser.add_argument("names", nargs="+", help="recipes of the demo, or init")
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
     for each in chosen.names:
-        measure(each, chosen.out)
+        measure_inits(chosen.out) if each == "init" else measure(each, chosen.out)
