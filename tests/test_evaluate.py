@@ -138,6 +138,7 @@ def test_costs_are_those_of_the_prompts(measured, place):
         "pool": kept,
     }
     assert result["prefill_flops"]["model"] < result["prefill_flops"]["base"]
+    assert result["omissions"] == []
     assert {key: result["settings"][key] for key in ("registers", "drop_layer")} == {
         "registers": model.config.victor["registers"],
         "drop_layer": 2,
@@ -394,6 +395,13 @@ def test_anything_else_that_stands_there_is_refused_before_anything_is_loaded(
     ):
         evaluate(place / "model", recipe=settings("demo:test"), run=run)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_device_that_is_not_here_is_refused_before_anything_is_loaded(place, capsys):
+    run = Run(device="tpu")
+    with pytest.raises(VictorError, match="--device tpu: no such device"):
+        evaluate(place / "model", recipe=settings("demo:test"), run=run)
+    assert capsys.readouterr().err == ""
 
 
 def test_questions_are_needed(place):

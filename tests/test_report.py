@@ -32,6 +32,7 @@ def evaluation(settings=(), **changes):
         "by_type": {name: {**pair(*both), "questions": n} for name, (*both, n) in TYPES.items()},
         "mean_visual_tokens": pair(33.0, 100),
         "prefill_flops": pair(1.62e8, 4.9e8),
+        "omissions": [],
         "cache_bytes": pair(40960, 118784),
         "time_to_first_token": pair(0.02, 0.03),
         "decode_tokens_per_second": pair(211.4, 208.2),
@@ -188,6 +189,16 @@ def test_the_cost_of_seeing_is_shown_where_it_was_counted():
 
     assert "FLOPs, vision" in terminal(seen)
     assert "FLOPs, vision" not in terminal(evaluation())
+
+
+def test_what_was_not_counted_is_said_beside_the_counts(tmp_path):
+    result = evaluation(omissions=["The pixtral tower is not counted: its length depends."])
+
+    assert "The pixtral tower is not counted: its length depends." in terminal(result)
+    assert (
+        "The pixtral tower is not counted: its length depends."
+        in Reader(page(result, tmp_path)).lines
+    )
 
 
 @pytest.mark.parametrize(("train", "said"), [(None, True), ("registers", False)])

@@ -21,7 +21,7 @@ from victorctl.folders import writing
 from victorctl.measures import Load, Marks, Pair, pair
 from victorctl.questions import Question, prepare, questions
 from victorctl.recipe import Recipe, Run
-from victorctl.runtime import say, seed_everything, set_threads, versions
+from victorctl.runtime import resolve, say, seed_everything, set_threads, versions
 from victorctl.timing import decode_rate, speed
 
 SEVERAL = 16  # questions answered at once where speed is measured
@@ -45,6 +45,7 @@ def evaluate(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     started = time.perf_counter()
     out = _output(model, recipe, run)
     set_threads(run.threads)
+    resolve(run)
     seed_everything(recipe.seed)
     asked = questions(open_data(recipe.eval.data, rows=recipe.eval.limit), recipe.eval.limit)
     say(f"loading {model}", quiet=run.quiet)
@@ -64,6 +65,7 @@ def evaluate(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     result = {
         **quality,
         **_costs(field, answers),
+        "omissions": list(cost.shape_of(field.model.config).omissions),
         **speeds,
         "baselines": {
             name: _baseline(field, name, answers, accepted, quality["accuracy"][BASE])

@@ -41,6 +41,7 @@ def table(result: Mapping[str, Any]) -> RenderableType:
         Text.assemble(*((piece, "bold" if strong else "") for piece, strong in headline(result))),
         _grid(("right answers", "questions", "base", "model", "kept"), qualities(result)),
         _grid(("cost", "base", "model", "model/base"), costs(result)),
+        *(Text(note, "dim") for note in result["omissions"]),
     ]
     if _compared(result):
         blocks.append(_grid(("times as fast", "speed-up"), speedups(result)))
