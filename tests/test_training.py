@@ -131,6 +131,19 @@ def test_a_second_run_in_a_folder_is_refused_and_harms_nothing(state):
     assert files(state) == {"out.training", "run.json", "state.safetensors"}
 
 
+@pytest.mark.parametrize("name", ["state.safetensors", "run.json"])
+def test_a_damaged_checkpoint_is_said_before_anything_is_loaded(state, name):
+    parameters, optimizer = stepped()
+    with state.running({}, resume=False):
+        state.save(parameters, optimizer, [{"loss": 0.25}])
+    file = state.folder / name
+    file.write_bytes(file.read_bytes()[:-1])
+
+    with pytest.raises(VictorError, match=r"out\.training: damaged.*\n  fix: leave --resume out"):
+        state.check(resume=True, overwrite=False)
+    state.check(resume=False, overwrite=True)
+
+
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -138,7 +151,7 @@ from victorctl.training import State
 
 state = State(Path(sys.argv[1]))
 with state.running({}, resume=False):
-    state.file.touch()
+    state.save({}, None, [])
     print("held", flush=True)
     time.sleep(60)
 """

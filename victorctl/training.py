@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -198,8 +198,9 @@ class State:
         """Refuse what cannot be continued, and what would be lost; changes nothing.
 
         Raises:
-            VictorError: If another run is under way, there is nothing to resume, an interrupted
-                run would be lost without `overwrite`, or the folder is not one of a run.
+            VictorError: If another run is under way, there is nothing to resume or it is damaged,
+                an interrupted run would be lost without `overwrite`, or the folder is not one of a
+                run.
         """
         if self.lock.exists():
             with self._alone():
@@ -208,6 +209,7 @@ class State:
             if not (self.file.exists() and self.description.exists()):
                 problem = f"{self.folder}: no checkpoint to resume"
                 raise VictorError(problem, fix="leave --resume out")
+            self._check_whole()
         elif self.file.exists() and not overwrite:
             raise VictorError(
                 f"{self.folder}: holds an interrupted run",
@@ -218,6 +220,17 @@ class State:
                 f"{self.folder}: checkpoints belong here, and this was not written by victorctl",
                 fix="move it away, or choose another --out",
             )
+
+    def _check_whole(self) -> None:
+        try:
+            json.loads(self.description.read_text())
+            with safe_open(self.file, "pt"):
+                pass
+        except (SafetensorError, ValueError) as error:
+            raise VictorError(
+                f"{self.folder}: damaged, perhaps by a power cut: {error}",
+                fix="leave --resume out and add --overwrite, which starts again",
+            ) from error
 
     @contextmanager
     def running(self, identity: dict[str, Any], *, resume: bool) -> Iterator[None]:
