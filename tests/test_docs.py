@@ -41,11 +41,29 @@ def test_links_between_pages_lead_somewhere():
         assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
+def test_the_architecture_names_every_file_once_and_none_that_is_not_there():
+    page = (pages.DOCS / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition("## Where is")[2].partition("Imports go one way")[0]
+    named = re.findall(r"`((?:\w+/)*(?:\w+\.py|\w+/))`", table)
+    package = pages.DOCS.parent / "victorctl"
+    folders = tuple(name for name in named if name.endswith("/"))
+    ours = {file.relative_to(package).as_posix() for file in package.rglob("*.py")}
+    ours = {file for file in ours if not file.startswith(folders) and "__init__" not in file}
+
+    assert len(ours) > 40
+    assert {file for file in ours if named.count(file) != 1} == set()
+    for name in set(named) - ours:
+        assert any((place / name).exists() for place in (package, package.parent)), name
+
+
 def test_an_option_is_shown_with_its_value_meaning_and_default():
     block = pages.blocks()[pages.DOCS / "commands" / "convert.md"]
 
     assert "```shell\nvictorctl convert llava-hf/llava-1.5-7b-hf --out victor-7b\n```" in block
-    assert "| `SOURCE` | Folder or Hub id of a model, or demo: the one that comes along. Required. |" in block
+    assert (
+        "| `SOURCE` | Folder or Hub id of a model, or demo: the one that comes along. Required. |"
+        in block
+    )
     assert "| `--registers N` | Registers put after each image (M). (default 8) |" in block
     assert "| `--positions overlay\\|append` | " in block
     assert "| `--set KEY=VALUE` | " in block
