@@ -201,6 +201,14 @@ def test_adapters_of_another_shape_are_refused_and_equal_ones_trained_on(tmp_pat
     )
 
 
+def test_a_teacher_whose_weights_were_merged_before_is_announced(tmp_path, model, data, capsys):
+    merged = recipe(data, "lora", steps=1)
+    for number, source in enumerate((model, tmp_path / "0")):
+        where = run(tmp_path / str(number), quiet=False)
+        finetune(source, recipe=merged, run=where)
+        assert capsys.readouterr().err.count("not known to be the unconverted") == number
+
+
 def test_dry_run_counts_and_writes_nothing(tmp_path, model, data):
     # registers 3 x 32; six layers of rank 3, whose Linears have in + out: q and o 32 + 32,
     # k and v 32 + 16, gate, up and down 32 + 64

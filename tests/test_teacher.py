@@ -69,8 +69,14 @@ def test_a_place_where_nobody_may_write_is_said_before_training(tmp_path, monkey
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
 
     monkeypatch.setattr("pathlib.Path.mkdir", locked)
-    with pytest.raises(VictorError, match=r"Permission denied\n  fix: point HF_HOME to another"):
+    with pytest.raises(VictorError, match=r"Permission denied\n  fix: .*cache=false, or point HF"):
         TeacherCache({}, tmp_path)
+
+
+def test_a_file_in_the_place_of_the_folder_is_said(tmp_path):
+    (tmp_path / "hf").write_text("mine")
+    with pytest.raises(VictorError, match=r"Not a directory\n  fix: .*point HF_HOME to another"):
+        TeacherCache({}, tmp_path / "hf" / "teacher")
 
 
 def test_a_file_that_was_cut_short_is_passed_over(tmp_path):

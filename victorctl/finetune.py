@@ -194,6 +194,12 @@ def _teacher(
 ) -> TeacherCache | None:
     """Open what is known of the unconverted model's predictions, if the recipe wants them kept."""
     train = recipe.train
+    if train.distill > 0 and not lineage.base_intact(model):
+        say(
+            "this folder's base weights are not known to be the unconverted model's; the teacher is "
+            "what they predict from the whole picture",
+            quiet=run.quiet,
+        )
     if not train.teacher_cache or train.distill == 0:
         return None
     config = checkpoint.read_config(model)

@@ -14,12 +14,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from victorctl import weights
+from victorctl.errors import VictorError
 from victorctl.files import whole
 from victorctl.folders import explained
 
 KEY_BYTES = 16
 FLUSH_AT = 4096  # questions kept in memory before they are written
-INSTEAD = "point HF_HOME to another folder"
+INSTEAD = "add --set train.teacher_cache=false, or point HF_HOME to another folder"
 
 
 class Targets(NamedTuple):
@@ -60,8 +61,11 @@ class TeacherCache:
         self.folder = root / name
         self.places: dict[bytes, Place] = {}
         self.fresh: dict[bytes, Targets] = {}
-        with explained(self.folder, instead=INSTEAD):
+        try:
             self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problem = f"{error.filename}: {error.strerror}"
+            raise VictorError(problem, fix=f"{INSTEAD}, where you may write") from error
         for file in sorted(self.folder.glob("*.safetensors")):
             with suppress(SafetensorError):  # cut short by a crash: its questions are asked again
                 self._index(file)
