@@ -48,7 +48,8 @@ def evaluation(settings=(), **changes):
             "base_intact": True,
             "data": "demo:test",
             "dtype": "fp32",
-            "threads": None,
+            "threads": 1,
+            "speed_batch_size": 16,
             "device": "cpu",
             "versions": {"torch": "2.13.0"},
             "command": "victorctl eval runs/model --data demo:test",
@@ -230,6 +231,20 @@ def test_the_page_holds_what_the_table_holds_and_how_it_was_measured(usual):
         assert any(said in line for line in lines), said
     assert "victorctl eval runs/model --data demo:test" in lines
     assert lines[lines.index("base intact") + 1] == "yes"
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"threads": 1}, "on cpu in fp32 with 1 thread."),
+        ({"threads": 2}, "on cpu in fp32 with 2 threads."),
+        ({"device": "NVIDIA H100", "threads": 8}, "on NVIDIA H100 in fp32."),
+    ],
+)
+def test_speeds_stand_beside_what_they_were_measured_on(tmp_path, settings, where):
+    lines = Reader(page(evaluation(settings), tmp_path)).lines
+
+    assert f"How many times as fast as the base: 16 questions at once, {where}" in lines
 
 
 def test_questions_and_answers_cannot_become_markup(tmp_path):
