@@ -117,7 +117,8 @@ def losses(steps: Sequence[Mapping[str, float]]) -> "Figure":
 
     Args:
         steps: One entry per step, at least one, with `step`, `loss`, and its parts
-            `cross_entropy` and `distill`; a part that is 0 throughout is not drawn.
+            `cross_entropy` and `distill`; a part that is 0 throughout, or all there is, is not
+            drawn.
     """
     palette = Palette()
     figure, axes = _blank(palette)
@@ -127,10 +128,11 @@ def losses(steps: Sequence[Mapping[str, float]]) -> "Figure":
     axes.plot(places, smooth(losses), color=palette.model, linewidth=2, label="loss")
     for key, dashes in (("cross_entropy", (4, 2)), ("distill", (1, 1.5))):
         values = [entry[key] for entry in steps]
-        if any(values):
+        if any(values) and values != losses:  # the only part is the whole
             style = {"color": palette.other, "linewidth": 1.3, "dashes": dashes}
             axes.plot(places, smooth(values), label=key.replace("_", " "), **style)
     axes.set_xlabel("step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("loss")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, labelcolor=palette.ink)
