@@ -117,6 +117,11 @@ def other_weights(folder):
     return r"config\.json: transformers_weights names another .*\n  fix: take the key away"
 
 
+def a_damaged_file_that_transformers_passes_over(folder):
+    (folder / "generation_config.json").write_text("{")
+    return r"generation_config\.json: not JSON"
+
+
 def a_broken_link(folder):
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.json").symlink_to("../../blobs/gone")
@@ -139,6 +144,7 @@ def a_broken_link_to_a_template(folder):
 TWISTS = [
     an_adapter,
     other_weights,
+    a_damaged_file_that_transformers_passes_over,
     a_broken_link,
     a_broken_link_to_weights,
     a_broken_link_to_a_template,
@@ -171,6 +177,24 @@ def test_a_folder_without_a_configuration_is_no_model(tmp_path, content, sentenc
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(VictorError, match=sentence):
         checkpoint.read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"text_config": []}, r"Validation error for field 'text_config'"),
+        ({"text_config": {"model_type": "nope"}}, r"nope"),
+        ({"text_config": {"model_type": "llama", "num_hidden_layers": "many"}}, "num_hidden_layer"),
+    ],
+)
+def test_a_configuration_that_transformers_cannot_read_is_named_in_short(victor, change, sentence):
+    config = json.loads((victor / "config.json").read_text()) | change
+    (victor / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        VictorError, match=rf"config\.json: transformers cannot read it \(.*{sentence}.*\)\n  fix"
+    ) as caught:
+        checkpoint.load_config(victor)
+    assert len(caught.value.problem) < 200 + len(str(victor))
 
 
 def test_one_file_of_weights_stands_before_an_index(tmp_path):

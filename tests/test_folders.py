@@ -130,6 +130,17 @@ def test_a_file_above_the_place_is_refused(tmp_path):
         check_output(tmp_path / "above" / "out", overwrite=False)
 
 
+def test_a_place_that_may_not_be_written_to_is_refused_before_anything_is_done(
+    tmp_path, monkeypatch
+):
+    locked = {tmp_path}  # a file system that is read-only: nothing else holds back root
+    monkeypatch.setattr(os, "access", lambda place, _how: place not in locked)
+    sentence = rf"out: {tmp_path} may not be written to\n  fix: choose another --out, where you may"
+    with pytest.raises(VictorError, match=sentence):
+        check_output(tmp_path / "not" / "yet" / "out", overwrite=False)
+    check_output(tmp_path.parent / "out", overwrite=False)
+
+
 @pytest.mark.parametrize(
     ("number", "sentence"),
     [

@@ -5,10 +5,12 @@ import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
-from transformers import AutoProcessor
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoProcessor, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from victorctl import modeling_victor, weights
@@ -46,6 +48,27 @@ def read_config(folder: Path) -> dict[str, Any]:
     return content
 
 
+def load_config(folder: Path) -> PreTrainedConfig:
+    """Read `config.json` as transformers does, with its defaults for what is not there.
+
+    Raises:
+        VictorError: If it names a model that transformers does not know, or a value is of no use.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        raise VictorError(
+            f"{folder / 'config.json'}: transformers cannot read it ({_in_short(error)})",
+            fix="correct the file, or use another copy of the model",
+        ) from error
+
+
+def _in_short(error: Exception) -> str:
+    """Say what transformers says, without its lists of everything it knows."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return shorten(" ".join(lines[:2]), 160, placeholder=" ...")
+
+
 def read_victor_config(folder: Path) -> dict[str, Any]:
     """Read `config.json` of a Victor model.
 
@@ -78,6 +101,7 @@ def check_plain(folder: Path) -> None:
             fix="merge it into the weights with merge_and_unload and save the model to another "
             f"folder, or take {ADAPTER} away to leave the adapter out",
         )
+    read_json(folder / "generation_config.json")  # transformers passes over a damaged one
     if "transformers_weights" in read_config(folder):
         raise VictorError(
             f"{folder / 'config.json'}: transformers_weights names another file of weights",
@@ -167,7 +191,7 @@ def load_processor(folder: Path) -> Any:
         return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise VictorError(
-            f"{folder}: no processor that transformers can load ({error})",
+            f"{folder}: no processor that transformers can load ({_in_short(error)})",
             fix="copy the base model's processor and tokenizer files into the folder",
         ) from error
 

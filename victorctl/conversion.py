@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from victorctl import weights
 from victorctl.checkpoint import (
     check_plain,
     has_processor,
+    load_config,
     read_config,
     shard_names,
     tensor_names,
@@ -93,7 +92,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
             f"{source.name}: its weights are quantised, which Victor models cannot be yet",
             fix="convert the model that it was quantised from",
         )
-    config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
+    config = load_config(source.folder)
     text, shape = config.get_text_config(), shape_of(config)
     notes = []
     victor = recipe.victor

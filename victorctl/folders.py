@@ -1,6 +1,7 @@
 """Write a folder whole or not at all."""
 
 import errno
+import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -98,8 +99,8 @@ def check_output(out: Path, *, overwrite: bool) -> None:
     """Refuse an output folder that would be lost.
 
     Raises:
-        VictorError: If it is a file, or is not empty and either may not be overwritten or is not a
-            folder that this package wrote.
+        VictorError: If nothing may be written there, it is a file, or it is not empty and may not
+            be overwritten or is not a folder that this package wrote.
     """
     if out.is_file():
         raise VictorError(f"{out}: a file stands there", fix="choose another --out")
@@ -107,6 +108,9 @@ def check_output(out: Path, *, overwrite: bool) -> None:
     if not above.is_dir():
         problem = f"{above}: a file, so no folder can be made in it"
         raise VictorError(problem, fix="choose another --out")
+    if not os.access(above, os.W_OK | os.X_OK):
+        problem = f"{out}: {above} may not be written to"
+        raise VictorError(problem, fix="choose another --out, where you may write")
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not _is_ours(out):

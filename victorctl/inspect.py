@@ -3,10 +3,14 @@
 from collections import Counter
 from typing import Any
 
-from transformers import AutoConfig
-
 from victorctl import cost, weights
-from victorctl.checkpoint import check_plain, read_config, shipped_code_intact, weight_files
+from victorctl.checkpoint import (
+    check_plain,
+    load_config,
+    read_config,
+    shipped_code_intact,
+    weight_files,
+)
 from victorctl.conversion import default_drop_layer
 from victorctl.families import family_of
 from victorctl.lineage import read_lineage
@@ -34,7 +38,7 @@ def inspect(source: str) -> dict[str, Any]:
     check_plain(place.folder)
     raw = read_config(place.folder)
     family = family_of(raw, place.name)
-    config = AutoConfig.from_pretrained(place.folder, trust_remote_code=False)
+    config = load_config(place.folder)
     shape, settings = cost.shape_of(config), raw.get("victor")
     numbers = _count_numbers(place)
     return {
