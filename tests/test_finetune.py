@@ -1,6 +1,7 @@
 """The finetune stage on tiny models: what it writes, leaves alone, and picks up when interrupted.
 
-Faults planted and caught: a resumed run that forgets the optimiser, a plan that restarts at row 0.
+Faults planted and caught: a resumed run that forgets the optimiser, a plan that restarts at row 0,
+data that was edited between a run and its continuation.
 """
 
 import hashlib

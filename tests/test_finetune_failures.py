@@ -1,4 +1,8 @@
-"""What the finetune stage refuses, before and during training; nothing half-written stays."""
+"""What the finetune stage refuses, before and during training; nothing half-written stays.
+
+Faults planted and caught: checkpoints counted with one moment only, rows of text that take a place
+in a step.
+"""
 
 import json
 import shutil

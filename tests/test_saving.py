@@ -1,7 +1,7 @@
 """The folder of a trained model: what changes, what stays, and what it takes of the disk.
 
 Faults planted and caught: a merged shard written through its hard link into the source, an update
-merged into rounded weights.
+merged into rounded weights, a size without the shards that are rewritten.
 """
 
 import json

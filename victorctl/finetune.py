@@ -196,8 +196,8 @@ def _teacher(
     train = recipe.train
     if train.distill > 0 and not lineage.base_intact(model):
         say(
-            "this folder's base weights are not known to be the unconverted model's; the teacher is "
-            "what they predict from the whole picture",
+            "this folder's base weights are not known to be the unconverted model's; the teacher "
+            "is what they predict from the whole picture",
             quiet=run.quiet,
         )
     if not train.teacher_cache or train.distill == 0:
