@@ -79,6 +79,13 @@ def test_without_a_base_there_is_nothing_to_keep():
     assert found["by_type"]["where"] == {"model": 0.5, "base": None, "questions": 2}
 
 
+def test_one_picture_gives_no_interval():
+    found = quality(mark(ACCEPTED, MODEL, BASE), types=TYPES, pictures=["p"] * 6, seed=0)
+
+    assert found["kept"] == pytest.approx(3 / 4)
+    assert found["interval"] is None
+
+
 def test_what_a_base_that_is_never_right_leaves_to_be_kept_is_open():
     found = quality(mark([["z"]], ["z"], ["y"]), types=["all"], pictures=["p"], seed=0)
 

@@ -155,6 +155,13 @@ def test_of_a_base_that_is_never_right_nothing_can_be_kept():
     assert "Its base is never right: what it keeps is open." in sentence(result)
 
 
+def test_where_there_is_no_interval_it_is_said(tmp_path):
+    result = evaluation(interval=None)
+
+    assert "97.3 % of its base's accuracy (too few pictures for an interval) at" in sentence(result)
+    assert "95 % interval" not in page(result, tmp_path)
+
+
 def test_one_register_is_not_called_registers():
     assert sentence(evaluation({"registers": 1})).startswith("Victor with 1 register keeps")
 

@@ -78,7 +78,7 @@ def quality(
     """
     accuracy = _accuracy(marks, range(len(types)))
     interval = None
-    if marks.base is not None:
+    if marks.base is not None and len(set(pictures)) > 1:  # one picture tells of no other
         interval = kept_interval(marks.model, marks.base, groups=pictures, seed=seed)
     places: dict[str, list[int]] = {}
     for place, type_ in enumerate(types):

@@ -95,7 +95,7 @@ def headline(result: Mapping[str, Any]) -> list[tuple[str, bool]]:
     return [
         (f"{who} keeps ", False),
         (percent(result["kept"]), True),
-        (f" of its base's accuracy (95 % interval {_interval(result)}) at ", False),
+        (f" of its base's accuracy ({_interval(result)}) at ", False),
         (number(tokens["model"]), True),
         (f" instead of {number(tokens['base'])} visual tokens per layer; ", False),
         ("its first token comes ", False),
@@ -166,8 +166,10 @@ def _pair(
 
 
 def _interval(result: Mapping[str, Any]) -> str:
+    if result["interval"] is None:
+        return "too few pictures for an interval"
     low, high = result["interval"]
-    return f"{100 * low:.1f}{DASH}{percent(high)}"
+    return f"95 % interval {100 * low:.1f}{DASH}{percent(high)}"
 
 
 def _sooner(speed: float) -> str:
