@@ -7,8 +7,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import tiny_llava, tiny_picture
 from victorctl import checkpoint, weights
+from victorctl.contestants import load_shipped
 from victorctl.convert import convert
 from victorctl.errors import VictorError
+from victorctl.evaluate import evaluate
+from victorctl.finetune import finetune
 from victorctl.recipe import Run, load_recipe
 
 
@@ -96,13 +99,25 @@ def test_a_truncated_file_is_named(victor, name):
         checkpoint.load(victor)
 
 
-def test_a_model_that_is_not_converted_is_refused_with_the_command_that_converts_it(tmp_path):
+def test_a_model_that_is_not_converted_is_refused_with_the_command_that_converts_it(
+    tmp_path, capfd
+):
     folder = tiny_llava(tmp_path / "llava")
-    for call in (checkpoint.load, checkpoint.read_victor_config):
+    capfd.readouterr()
+    run = Run(out=tmp_path / "out", device="cpu")
+    recipe = load_recipe(flags={"data.train": "demo", "eval.data": "demo:test"})
+    for call in (
+        checkpoint.load,
+        checkpoint.read_victor_config,
+        lambda model: load_shipped(model, run),
+        lambda model: finetune(model, recipe=recipe, run=run),
+        lambda model: evaluate(model, recipe=recipe, run=run),
+    ):
         with pytest.raises(
             VictorError, match="llava: not a Victor model yet\n  fix: victorctl conver"
         ):
             call(folder)
+    assert capfd.readouterr().err == ""  # nothing is said of the code in the folder
 
 
 def an_adapter(folder):
