@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from victorctl import cli
+from victorctl import __version__, cli
 from victorctl.__main__ import main
 from victorctl.errors import CheckFailed, VictorError
 from victorctl.recipe import Recipe, Run
@@ -300,6 +300,10 @@ def test_every_command_says_in_one_line_what_it_does(victorctl):
     assert "Example: victorctl eval victor-7b-trained" in " ".join(
         victorctl("eval", "--help")[1].split()
     )
+
+
+def test_the_version_is_printed(victorctl):
+    assert victorctl("--version") == (0, f"victorctl {__version__}\n", "")
 
 
 def test_help_lists_the_commands_and_imports_neither_torch_nor_transformers():

@@ -6,12 +6,11 @@ from typing import Annotated, Any, get_args
 import typer
 import typer.core
 
-from victorctl import recipes
+from victorctl import __version__, recipes
 from victorctl.output import hint, rows, show
 from victorctl.recipe import Recipe, Run, flag, load_recipe
 
 app = typer.Typer(
-    help="Summarise an image into a few registers, and drop the rest: Victor for LLaVA models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
@@ -79,6 +78,26 @@ Device = Annotated[str, typer.Option(help="Where to compute.", metavar="auto|cpu
 Dtype = Annotated[str, typer.Option(help="Number format.", metavar="auto|bf16|fp16|fp32")]
 Attn = Annotated[str, typer.Option(help="Attention.", metavar="sdpa|eager")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; torch's choice if not given.")]
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        typer.echo(f"victorctl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Summarise an image into a few registers, and drop the rest: Victor for LLaVA models.
+
+    Example: victorctl demo
+    """
 
 
 @app.command()
