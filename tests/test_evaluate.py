@@ -5,7 +5,6 @@ import importlib
 import json
 import math
 import re
-import shutil
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from victorctl import evaluate as package_function
 from victorctl.answering import Answers
 from victorctl.contestants import load_shipped
 from victorctl.convert import convert
-from victorctl.errors import VictorError
 from victorctl.evaluate import evaluate, side_by_side
 from victorctl.questions import Size
 from victorctl.recipe import Run, load_recipe
@@ -372,46 +370,6 @@ def test_an_earlier_report_is_replaced_whole(place, fast, tmp_path):
     assert (out / "report.json").is_file()
     assert not (out / "of-the-first-run").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-@pytest.mark.parametrize("kind", ["a file", "other files", "a model"])
-def test_anything_else_that_stands_there_is_refused_before_anything_is_loaded(
-    place, tmp_path, kind
-):
-    out = tmp_path / "out"
-    if kind == "a file":
-        out.write_text("mine")
-    elif kind == "other files":
-        out.mkdir()
-        (out / "notes.txt").write_text("mine")
-    else:
-        shutil.copytree(place / "model", out)
-        (out / "report.json").write_text("{}")
-    before = sorted(tmp_path.rglob("*"))
-
-    run = dataclasses.replace(QUIET, out=out)
-    with pytest.raises(
-        VictorError, match=r"out: holds something else than a report\n  fix: choose"
-    ):
-        evaluate(place / "model", recipe=settings("demo:test"), run=run)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_device_that_is_not_here_is_refused_before_anything_is_loaded(place, capsys):
-    run = Run(device="tpu")
-    with pytest.raises(VictorError, match="--device tpu: no such device"):
-        evaluate(place / "model", recipe=settings("demo:test"), run=run)
-    assert capsys.readouterr().err == ""
-
-
-def test_questions_are_needed(place):
-    with pytest.raises(VictorError, match=r"eval needs questions\n  fix: add --data demo:test"):
-        evaluate(place / "model", recipe=load_recipe(None), run=QUIET)
-
-
-def test_a_model_that_was_not_converted_is_refused(place):
-    with pytest.raises(VictorError, match=r"not a Victor model yet\n  fix: victorctl convert"):
-        evaluate(place / "source", recipe=settings("demo:test"), run=QUIET)
 
 
 def test_the_package_offers_the_stage():
