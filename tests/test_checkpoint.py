@@ -179,6 +179,11 @@ def test_a_broken_link_that_nobody_reads_does_not_matter(victor):
     checkpoint.check_plain(victor)
 
 
+def test_a_folder_that_is_not_there_is_not_said_to_lack_a_file(tmp_path):
+    with pytest.raises(VictorError, match="nowhere: no such folder"):
+        checkpoint.load(tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

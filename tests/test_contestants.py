@@ -147,6 +147,14 @@ def test_the_source_of_the_conversion_will_do_too(converted, changed):
     assert base.native
 
 
+def test_a_base_that_brings_an_adapter_is_refused(converted, tmp_path):
+    tiny_llava(tmp_path / "other")
+    (tmp_path / "other" / "adapter_config.json").write_text("{}")
+
+    with pytest.raises(VictorError, match="adapter"):
+        find_base(converted, load_shipped(converted, QUIET), based_on(tmp_path / "other"))
+
+
 def test_a_base_that_is_nowhere_is_asked_for(changed):
     model = load_shipped(changed, QUIET)
 

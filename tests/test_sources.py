@@ -125,9 +125,7 @@ def test_offline_what_is_cached_is_used_and_the_rest_is_an_error(hub, monkeypatc
         open_source("ada/other")
 
 
-def test_demo_is_the_model_that_comes_along_unless_a_model_of_that_name_is_here(
-    tmp_path, monkeypatch
-):
+def test_demo_is_the_model_that_comes_along_whatever_lies_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()  # as `victorctl demo --out demo` leaves it
     found = open_source("demo")
@@ -135,4 +133,5 @@ def test_demo_is_the_model_that_comes_along_unless_a_model_of_that_name_is_here(
     assert found.name == open_source(str(found.folder)).name == "demo"
     assert (found.folder / "model.safetensors").is_file()
     (tmp_path / "demo" / "config.json").write_text("{}")
-    assert open_source("demo").folder.resolve() == tmp_path / "demo"
+    assert open_source("demo").folder == found.folder
+    assert open_source("./demo").folder.resolve() == tmp_path / "demo"

@@ -40,6 +40,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         VictorError: If the folder has none, or it is no JSON object.
     """
     content = read_json(folder / "config.json")
+    if not folder.is_dir():
+        raise VictorError(f"{folder}: no such folder", fix="give a folder that convert wrote")
     if content is None:
         raise VictorError(
             f"{folder}: no config.json, so this is no model folder",

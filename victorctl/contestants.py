@@ -184,6 +184,7 @@ def _load_native(folder: Path, run: Run) -> PreTrainedModel:
 def _load_base(source: Source, run: Run) -> Base:
     fetch_weights(source, ["*.safetensors"])
     if "victor" not in checkpoint.read_config(source.folder):
+        checkpoint.check_plain(source.folder)
         return Base(_load_native(source.folder, run), source.name, native=True)
     if not lineage.base_intact(source.folder):
         raise VictorError(

@@ -59,7 +59,7 @@ def open_source(source: str, *, revision: str | None = None) -> Source:
         VictorError: If there is no such folder, or the Hub does not give it.
     """
     folder = Path(source).expanduser()
-    if source == "demo" and not (folder / "config.json").is_file():
+    if source == "demo":
         folder = DEMO
     if source and folder.is_dir():
         if revision is not None:
