@@ -17,8 +17,10 @@ Source: Wen et al. 2024, arXiv 2410.14072, for registers and the drop; the rest 
 """
 
 import copy
+import functools
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -77,10 +79,16 @@ class Registers(nn.Module):
         return self.weight.expand(images, -1, -1)
 
 
-class Gate:
-    """Where registers stand in the sequence that a layer is reading: flat row indices, or None."""
+class Gate(threading.local):
+    """Where registers stand in the sequence that a layer is reading: flat row indices, or None.
+
+    Every thread has its own, so that several can run one model.
+    """
 
     rows: Tensor | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Gate, ()  # a copy starts closed
 
 
 class LowRank(nn.Module):
@@ -101,6 +109,12 @@ class LowRank(nn.Module):
         """Hook the update to a Linear; nothing happens where it is hooked already."""
         if self.add not in linear._forward_hooks.values():
             linear.register_forward_hook(self.add)
+
+    def detach(self, linear: nn.Linear) -> None:
+        """Take the hook away; nothing happens where there is none."""
+        for key, hook in list(linear._forward_hooks.items()):
+            if hook == self.add:
+                del linear._forward_hooks[key]
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map register states [rows, in] to their update, not yet scaled [rows, out]."""
@@ -173,9 +187,18 @@ class Victor(nn.Module):
 
     def attach(self, layers: nn.ModuleList) -> None:
         """Hook the updates to the Linears that are there now: quantising replaces them on load."""
+        for update, linear in self._updates(layers):
+            update.attach(linear)
+
+    def detach(self, layers: nn.ModuleList) -> None:
+        """Take the hooks away, so that the unconverted model runs as fast as the native class."""
+        for update, linear in self._updates(layers):
+            update.detach(linear)
+
+    def _updates(self, layers: nn.ModuleList) -> Iterator[tuple[LowRank, nn.Module]]:
         for index, adapter in self.adapters.items():
             for name, update in adapter.linears.items():
-                update.attach(layers[int(index)].get_submodule(name.replace("-", ".")))
+                yield update, layers[int(index)].get_submodule(name.replace("-", "."))
 
     def open_gates(self, start: int, stop: int, rows: Tensor | None) -> None:
         """Tell the adapters of layers start..stop-1 which flat rows hold registers, if any."""
@@ -232,9 +255,7 @@ class Tokens:
         return Tokens(*(field.take_along_dim(index, dim=1) for field in vars(self).values()))
 
     def rows(self) -> Tensor | None:
-        """Flat indices of the registers, None if there are none; a lone token is none."""
-        if self.kind.shape[1] == 1:
-            return None
+        """Flat indices of the registers, None if there are none."""
         rows = (self.kind == REGISTER).flatten().nonzero().squeeze(1)
         return rows if len(rows) else None
 
@@ -569,6 +590,9 @@ class VictorText:
 
     victor: Victor
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _empty_text, (type(self).native,), self.__getstate__()
+
     def layer_slice(self, start: int, stop: int) -> nn.Module:
         """Show decoder layers start..stop-1 as a native model that shares every parameter.
 
@@ -587,16 +611,20 @@ class VictorText:
         view.__dict__.update(self.__dict__, config=config, _modules=modules)
         return view
 
-    def run_slice(
+    def run_slice(  # noqa: PLR0913
         self,
         start: int,
         stop: int,
         hidden: Tensor,
         tokens: Tokens,
         cache: VictorCache | None,
+        *,
+        registers: bool = True,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run decoder layers start..stop-1 with the backbone's own forward.
+
+        A backbone's sliding window counts the tokens of the slice: in late layers, those kept.
 
         Args:
             start: First layer.
@@ -604,13 +632,14 @@ class VictorText:
             hidden: Input of layer `start` [b, t, d].
             tokens: What stands where.
             cache: Holds the keys and values of earlier calls; None to keep none.
+            registers: False where there are none among the tokens: asking would wait for a GPU.
             **kwargs: Passed on to the backbone.
 
         Returns:
             Output of the backbone's forward over this slice.
         """
         stage = int(start >= self.victor.drop_layer)
-        self.victor.open_gates(start, stop, tokens.rows())
+        self.victor.open_gates(start, stop, tokens.rows() if registers else None)
         return type(self).native.forward(
             self.layer_slice(start, stop),
             inputs_embeds=hidden,
@@ -678,6 +707,7 @@ class VictorText:
         if asked["output_hidden_states"]:  # by number they are chosen below, not slice by slice
             kwargs["output_hidden_states"] = True
         hidden, early = self.arrange(hidden, attention_mask, position_ids, cache, images)
+        kwargs["registers"] = images is not None
         first = self.run_slice(0, k, hidden, early, cache, **kwargs)
         hidden, late = first.last_hidden_state.to(hidden.device), early  # layers may lie on several
         if images is not None:
@@ -747,14 +777,16 @@ class VictorText:
         adopted = VictorCache.adopt(cache, self.config)
         if adopted is None and images is not None:
             raise ValueError(
-                "A Victor model cannot put an image into this cache: a "
+                "A Victor model cannot put an image into this cache: "
+                f"{'an offloaded' if getattr(cache, 'offloading', False) else 'a'} "
                 f"{type(cache).__name__} that holds {cache.get_seq_length()} tokens. It needs "
-                "layers of two lengths.\n  fix: pass no past_key_values, an empty DynamicCache(), "
-                "or the cache that this model returned"
+                "layers of two lengths.\n  fix: pass no cache_implementation, and as "
+                "past_key_values an empty DynamicCache() or the cache that this model returned"
             )
         return adopted
 
 
+@functools.cache
 def text_class(native: type[nn.Module]) -> type[nn.Module]:
     """Mix `VictorText` into a native text model class.
 
@@ -763,6 +795,12 @@ def text_class(native: type[nn.Module]) -> type[nn.Module]:
     """
     names = {"native": native, "__module__": native.__module__, "__qualname__": native.__qualname__}
     return type(native.__name__, (VictorText, native), names)
+
+
+def _empty_text(native: type[nn.Module]) -> nn.Module:
+    """Make what a pickled text model's state goes into."""
+    made = text_class(native)
+    return made.__new__(made)
 
 
 # ---- The folder ----------------------------------------------------------------------------------
@@ -793,7 +831,8 @@ def write_indexes(folder: Path, base: Iterable[str]) -> None:
             "metadata": {"total_size": sum(stop - start for start, stop in offsets)},
             "weight_map": {name: tensors[name][0] for name in sorted(tensors)},
         }
-        (folder / index).write_text(json.dumps(content, indent=2) + "\n")
+        text = json.dumps(content, indent=2) + "\n"
+        (folder / index).write_text(text, encoding="utf-8")
 
 
 def write_config(folder: Path, settings: dict[str, Any], native: str, ours: str) -> None:
@@ -806,7 +845,7 @@ def write_config(folder: Path, settings: dict[str, Any], native: str, ours: str)
         ours: Class in this file.
     """
     file = folder / "config.json"
-    config = json.loads(file.read_text())
+    config = json.loads(file.read_text(encoding="utf-8"))
     remote = f"{Path(__file__).stem}.{ours}"
     names = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM")
     config |= {
@@ -814,7 +853,8 @@ def write_config(folder: Path, settings: dict[str, Any], native: str, ours: str)
         "auto_map": dict.fromkeys(names, remote),
         "victor": settings,
     }
-    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    file.write_text(text, encoding="utf-8")
 
 
 # ---- What a caller sees --------------------------------------------------------------------------
@@ -836,6 +876,8 @@ def settings_in(config: dict[str, Any]) -> dict[str, Any]:
 
 class VictorMixin:
     """A LLaVA with registers: processor, prompts, `input_ids` and output shapes stay the same.
+
+    Only the whole model looks for images: `model.model(...)` is the unconverted inner model.
 
     `config.victor` holds `registers`, `drop_layer`, `positions` (`overlay` or `append`) and
     `adapter` (None, or `rank`, `alpha` and `layers`: `early` or `all`).
@@ -885,12 +927,37 @@ class VictorMixin:
 
     @contextmanager
     def registers_off(self) -> Iterator[None]:
-        """Be the unconverted model for a while: no registers, nothing dropped."""
+        """Be the unconverted model for a while, in every thread: no registers, nothing dropped."""
         before, self.victor.enabled = self.victor.enabled, False
+        self.victor.detach(self.model.language_model.layers)
         try:
             yield
         finally:
             self.victor.enabled = before
+            if before:
+                self.victor.attach(self.model.language_model.layers)
+
+    def _prefill(
+        self,
+        input_ids: Tensor,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        **kwargs: Any,
+    ) -> Any:
+        """Read the prompt, in chunks if so asked, none of which may end inside an image."""
+        size = generation_config.prefill_chunk_size
+        if size is not None and self.victor.enabled:
+            past = model_kwargs.get("past_key_values")
+            mask = model_kwargs.get("attention_mask")
+            new = past is None or (mask is not None and mask.shape[1] > input_ids.shape[1])
+            start = 0 if new else past.get_seq_length()
+            visual = input_ids[:, start:] == self.config.image_token_id
+            if bool((visual[:, size - 1 : -1 : size] & visual[:, size::size]).any()):
+                raise ValueError(
+                    f"prefill_chunk_size {size} cuts an image, whose registers follow its end."
+                    "\n  fix: leave prefill_chunk_size out, or let chunks end between images"
+                )
+        return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)
 
     def forward(  # noqa: PLR0913 (the native signature)
         self,
@@ -958,7 +1025,7 @@ class VictorMixin:
             raise ValueError(
                 f"Image features and image tokens do not match: {sum(lengths)} features for "
                 f"{int(visual.sum())} image tokens.\n  fix: one <image> in the text for every "
-                "picture, and no truncation (or prefill_chunk_size) that cuts an image"
+                "picture, and no truncation that cuts an image"
             )
         count = self.victor.registers.weight.shape[0]
         if self.victor.positions == "overlay" and min(lengths) < count:
@@ -1025,9 +1092,9 @@ class VictorMixin:
         super().save_pretrained(folder, is_main_process, state_dict=base, **kwargs)
         if is_main_process:
             index = folder / BASE_INDEX  # written where there are several files
-            names = json.loads(index.read_text())["weight_map"].values() if index.exists() else ()
+            shards = json.loads(index.read_text("utf-8"))["weight_map"] if index.exists() else {}
             save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
-            write_indexes(folder, sorted(set(names)) or [BASE_WEIGHTS])
+            write_indexes(folder, sorted(set(shards.values())) or [BASE_WEIGHTS])
             write_config(folder, self.config.victor, self.native.__name__, type(self).__name__)
             if Path(__file__).resolve() != (folder / Path(__file__).name).resolve():
                 shutil.copyfile(__file__, folder / Path(__file__).name)

@@ -40,6 +40,11 @@ def test_a_padded_row_equals_its_prompt_alone_under_a_sliding_window():
     assert_rows_are_independent(victor_llava("mistral", window=7))
 
 
+@torch.no_grad()
+def test_a_register_that_is_all_that_is_left_of_a_prompt_is_still_one():
+    assert_rows_are_independent(shared("llama", registers=1, adapted=True))
+
+
 @pytest.mark.parametrize("positions", ["overlay", "append"])
 @torch.no_grad()
 def test_the_last_logits_of_a_prompt_that_ends_in_an_image_are_its_own(positions):

@@ -8,6 +8,8 @@ closed after the forward; gates not kept for a layer that is computed again.
 
 import ast
 import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -207,6 +209,49 @@ def test_switching_a_copy_off_leaves_the_original_on():
 
     with copy.deepcopy(model).registers_off():
         assert torch.equal(model(**inputs(*BATCH)).logits, before)
+
+
+def test_a_pickled_model_is_the_same_model():
+    model = victor_llava(adapter=ADAPTER)
+    other = pickle.loads(pickle.dumps(model))  # as torch.save and new processes do
+
+    with torch.no_grad():
+        expected = model(**inputs(*BATCH)).logits
+        assert torch.equal(other(**inputs(*BATCH)).logits, expected)
+        other.victor.registers.weight.add_(1)
+        assert not torch.equal(other(**inputs(*BATCH)).logits, expected)
+
+
+def test_several_threads_run_one_model():
+    # Both prompts have registers, at other rows; a layer must not see those of the other thread.
+    model, prompts = victor_llava(adapter=ADAPTER), ("ab#cd", "a#bcdefgh")
+
+    def run(prompt):
+        with torch.no_grad():
+            return model(**inputs(prompt)).logits
+
+    alone = [run(prompt) for prompt in prompts]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(run, prompts * 20))
+
+    for number, logits in enumerate(together):
+        assert_close(logits, alone[number % 2])
+
+
+def test_the_unconverted_model_runs_without_hooks():
+    model = victor_llava(adapter=ADAPTER)
+    layers = model.model.language_model.layers
+
+    def hooks():
+        return sum(len(module._forward_hooks) for module in layers.modules())
+
+    assert hooks() == 6 * 7
+    with model.registers_off():
+        assert hooks() == 0
+        with model.registers_off():
+            assert hooks() == 0
+        assert hooks() == 0
+    assert hooks() == 6 * 7
 
 
 @pytest.mark.parametrize("masters", [False, True], ids=["all", "float32 registers"])

@@ -3,7 +3,7 @@
 Faults planted and caught: each refusal taken out (overlay of too few tokens, truncated images, drop
 layers 0 and n, packed sequences, gaps under append, four-dimensional masks, offloaded, filled and
 static caches adopted, embeddings alone, unconverted folders, flash attention); four-dimensional
-masks refused too late.
+masks refused too late; chunks that cut an image, counted from the first token of an older turn.
 """
 
 import copy
@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache, QuantizedCache, StaticCache
 
 from tests.tiny import tiny_llava
-from tests.victor_models import inputs, pictures, shared, shared_native, victor_llava
+from tests.victor_models import IMAGE, inputs, pictures, shared, shared_native, victor_llava
 from victorctl.modeling_victor import VictorLlava
 
 
@@ -33,7 +33,7 @@ def offloaded(config):
 
 CACHES = {
     "a DynamicCache that holds 3 tokens": filled_foreign,
-    "a DynamicCache that holds 0 tokens": offloaded,
+    "an offloaded DynamicCache that holds 0 tokens": offloaded,
     "a StaticCache that holds 0 tokens": lambda config: StaticCache(config, max_cache_len=64),
     "a QuantizedCache that holds 0 tokens": lambda config: QuantizedCache("fp8", config),
 }
@@ -45,8 +45,45 @@ def test_an_image_does_not_enter_a_cache_with_one_length_for_all_layers(describe
     model = shared("llama")
     cache = CACHES[described](model.config)
 
-    with refused(f"cannot put an image into this cache: {described}.*fix: pass no past_key_values"):
+    with refused(
+        f"cannot put an image into this cache: {described}.*fix: pass no cache_implementation"
+    ):
         model(**inputs("a#b"), past_key_values=cache)
+
+
+def chunked(prompt, **how):
+    how = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": [2, IMAGE]} | how
+    return shared("llama", adapted=True).generate(**inputs(*prompt), **how)
+
+
+@pytest.mark.parametrize("size", [2, 5, 17])  # of "ab#cd", whose image stands at 2 to 17
+def test_a_prompt_is_not_read_in_chunks_that_cut_an_image(size):
+    with refused(f"prefill_chunk_size {size} cuts an image.*fix: leave prefill_chunk_size out"):
+        chunked(["ab#cd"], prefill_chunk_size=size)
+
+
+@pytest.mark.parametrize("size", [18, 19, 40])
+def test_a_prompt_is_read_in_chunks_that_leave_images_whole(size):
+    prompts = ["ab#cd", "abcde"]
+
+    assert torch.equal(chunked(prompts, prefill_chunk_size=size), chunked(prompts))
+
+
+def test_only_what_is_new_must_not_be_cut():
+    # After "ab#c" 19 tokens are known: of "ab#cd#e" only "d#e" is read, its image at 1 to 16.
+    model = shared("llama", adapted=True)
+    how = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": [2, IMAGE]}
+    second = inputs("ab#cd#e")
+    second["pixel_values"] = second["pixel_values"][1:]
+
+    def answer(**more):
+        with torch.no_grad():
+            cache = model(**inputs("ab#c"), use_cache=True).past_key_values
+        return model.generate(**second, past_key_values=cache, **how, **more)
+
+    assert torch.equal(answer(prefill_chunk_size=17), answer())
+    with refused("prefill_chunk_size 16 cuts an image"):
+        answer(prefill_chunk_size=16)
 
 
 def test_generate_refuses_a_static_cache_for_an_image():
