@@ -27,8 +27,9 @@ def prepare(folder, monkeypatch, **settings):
     model = victor_folder(folder / "model", victor_llava(**settings), max_shard_size="40KB")
     assert len(checkpoint.weight_files(model)) > 1
     lineage.add_stage(
-        model, command="convert", settings={}, parent_sha256="", seed=0, base_intact=True
-    )
+        model, command="convert", settings={}, seed=0, base_intact=True,
+        parent_sha256=lineage.hash_of(checkpoint.hash_base(model)),
+    )  # fmt: skip
     return model, tiny_data(folder / "data", 5)
 
 

@@ -111,12 +111,17 @@ def rivals(measured: dict[str, Any]) -> str:
 
 def costs(measured: dict[str, Any]) -> str:
     found = measured["eval"]
+    several = found["settings"]["speed_batch_size"]
     shown = {
         "visual tokens per layer": ("mean_visual_tokens", lambda value: f"{value:g}"),
         "FLOPs of the prompt, language model": ("prefill_flops", flops),
+        "FLOPs of the vision tower and projector": ("vision_flops", flops),
         "cache": ("cache_bytes", size),
         "time to first token, one question": ("time_to_first_token", milliseconds),
-        "tokens a second, decoding": ("decode_tokens_per_second", lambda value: f"{value:.0f}"),
+        f"tokens a second, decoding {several} at once": (
+            "decode_tokens_per_second",
+            lambda value: f"{value:.0f}",
+        ),
     }
     rows = [
         (name, show(found[key]["base"]), show(found[key]["model"]))

@@ -121,6 +121,14 @@ def test_none_leaves_the_base_out(converted):
     assert find_base(converted, load_shipped(converted, QUIET), based_on("none")) is None
 
 
+def test_a_base_whose_bytes_changed_is_not_taken_for_the_base_whatever_is_recorded(copied):
+    file = copied / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + bytes(4))
+
+    with pytest.raises(VictorError, match="the weights of its base were changed"):
+        find_base(copied, load_shipped(copied, QUIET), QUIET)
+
+
 def test_a_base_is_found_beside_a_model_that_was_changed(converted, changed):
     model = load_shipped(changed, QUIET)
     shutil.copytree(converted, changed.parent / "parent")

@@ -2,8 +2,10 @@
 
 import dataclasses
 import shutil
+import sys
 
 import pytest
+import torch
 
 from tests.tiny import tiny_llava
 from victorctl.convert import convert
@@ -54,6 +56,20 @@ def test_a_device_that_is_not_here_is_refused_before_anything_is_loaded(place, c
     with pytest.raises(VictorError, match="--device tpu: no such device"):
         evaluate(place / "model", recipe=DEMO, run=run)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("size", "fix"), [(6, "--batch-size 3"), (1, "another GPU")], ids=["several", "one"]
+)
+def test_a_full_gpu_is_an_error_that_says_how_to_need_less(place, monkeypatch, size, fix):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(sys.modules["victorctl.evaluate"], "ask", full)
+    recipe = load_recipe(None, settings=["eval.data=demo:test", f"eval.batch_size={size}"])
+    with pytest.raises(VictorError, match=rf"at once, {size}, do not fit.*\n  fix: .*{fix}"):
+        evaluate(place / "model", recipe=recipe, run=QUIET)
+    assert not (place / "model" / "eval").exists()
 
 
 def test_questions_are_needed(place):

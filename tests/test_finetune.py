@@ -46,6 +46,24 @@ def test_a_finished_run_is_done_again_on_demand(tmp_path, model, data):
     assert {path.name for path in tmp_path.glob("*out*")} == {"out"}
 
 
+def test_a_short_run_tells_its_first_loss_from_its_last(tmp_path, model, data):
+    result = finetune(model, recipe=recipe(data, steps=3), run=run(tmp_path / "out"))
+
+    lines = (tmp_path / "out" / "loss.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert result["loss"] == {"first": losses[0], "last": losses[2]}
+
+
+def test_a_base_that_was_changed_behind_the_record_is_not_called_intact(tmp_path, model, data):
+    file = checkpoint.weight_files(model)[0]
+    file.write_bytes(file.read_bytes()[:-4] + bytes(4))
+
+    result = finetune(model, recipe=recipe(data), run=run(tmp_path / "out"))
+
+    assert result["base_intact"] is False
+    assert not lineage.base_intact(tmp_path / "out")
+
+
 def test_the_loss_falls_and_is_drawn(tmp_path, model, data):
     result = finetune(
         model,

@@ -70,6 +70,16 @@ def test_every_stage_adds_an_entry_and_the_last_one_says_whether_the_base_is_int
     assert not base_intact(folder)
 
 
+def test_a_base_is_intact_only_while_its_files_are_those_of_the_source(folder):
+    source = {"model.safetensors": weights.sha256(folder / "model.safetensors")}
+    note(folder, parent_sha256=hash_of(source))
+    (folder / "victor.safetensors").write_bytes(b"trained")
+    note(folder, command="finetune", parent_sha256="cd")
+
+    assert base_intact(folder, source)
+    assert not base_intact(folder, {"model.safetensors": "ef"})
+
+
 def test_the_record_names_no_folder_of_this_machine(folder, monkeypatch):
     (folder / "mine").mkdir()
     (folder / "mine" / "rows.json").write_text("[]")

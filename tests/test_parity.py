@@ -54,6 +54,8 @@ def test_text_models_said_to_run_in_slices_do(kind):
     ("kind", "more", "name"),
     [
         ("granite", {"embedding_multiplier": 12.0}, "GraniteModel"),  # scaled in every slice
+        ("granite", {"embedding_multiplier": 12.0, "dtype": torch.bfloat16}, "GraniteModel"),
+        ("granite", {"embedding_multiplier": 1.05, "dtype": torch.float16}, "GraniteModel"),
         ("gpt_neox", {}, "GPTNeoXModel"),  # its last norm has another name
         ("phi", {}, "PhiModel"),
         ("gpt2", {}, "GPT2Model"),  # its layers have another name

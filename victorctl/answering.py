@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
-from victorctl.questions import Prompts, Question, Size, batches, padding_token, prepare
+from victorctl.data.batches import padding_token
+from victorctl.questions import Prompts, Question, Size, batches, prepare
 from victorctl.recipe import EvalSection
 from victorctl.runtime import progress
 

@@ -276,6 +276,11 @@ def fixes_of_shipped_file() -> Iterator[None]:
         raise VictorError(problem, fix=fix) from error
 
 
+def hash_base(folder: Path) -> dict[str, str]:
+    """Read the base's weights, and return the SHA-256 of each file by name."""
+    return {file.name: weights.sha256(file) for file in weight_files(folder)}
+
+
 def copy_files(
     source: Path,
     target: Path,

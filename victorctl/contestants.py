@@ -1,6 +1,6 @@
 """Who is measured beside whom: a model, its base, and simple ways of using the base's weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -63,11 +63,12 @@ class Field:
     greedy: Greedy
 
 
-def enter(folder: Path, recipe: Recipe, run: Run) -> Field:
+def enter(folder: Path, recipe: Recipe, run: Run, hashes: Mapping[str, str] | None = None) -> Field:
     """Load everyone who takes part.
 
     Args:
         folder: Of the Victor model.
+        hashes: Of its base's files, by name, where they are known.
         recipe: Says whether the simple ways take part, and the seed of what is random in them.
         run: Device, number format, and `base`: a folder or Hub id, or "none".
 
@@ -75,7 +76,7 @@ def enter(folder: Path, recipe: Recipe, run: Run) -> Field:
         VictorError: If a folder is damaged, or the base is not to be found or does not fit.
     """
     model = load_shipped(folder, run)
-    base = find_base(folder, model, run)
+    base = find_base(folder, model, run, hashes)
     ways = floor(base, model, recipe.seed) if recipe.eval.baselines else {}
     contestants = {MODEL: Contestant(model, lambda _rows: nullcontext())}
     if base is not None:
@@ -109,20 +110,23 @@ def load_shipped(folder: Path, run: Run) -> PreTrainedModel:
     return checkpoint.load_with(auto, folder, run)
 
 
-def find_base(folder: Path, model: PreTrainedModel, run: Run) -> Base | None:
+def find_base(
+    folder: Path, model: PreTrainedModel, run: Run, hashes: Mapping[str, str] | None = None
+) -> Base | None:
     """Find what to compare a model with.
 
     Args:
         folder: Of the model.
         model: Is its own base with registers off, where the base's weights are intact.
         run: `base` names another base, or says "none".
+        hashes: Of the base's files in the folder, by name, where they are known.
 
     Raises:
         VictorError: If there is none, or it has another vocabulary.
     """
     if run.base == NO_BASE:
         return None
-    if run.base is None and lineage.base_intact(folder):
+    if run.base is None and lineage.base_intact(folder, hashes or checkpoint.hash_base(folder)):
         return Base(model, folder.resolve().name, native=False)
     say("loading its base" + (f" {run.base}" if run.base else ""), quiet=run.quiet)
     source = open_source(run.base) if run.base else _find_parent(folder)
@@ -186,7 +190,7 @@ def _load_base(source: Source, run: Run) -> Base:
     if "victor" not in checkpoint.read_config(source.folder):
         checkpoint.check_plain(source.folder)
         return Base(_load_native(source.folder, run), source.name, native=True)
-    if not lineage.base_intact(source.folder):
+    if not lineage.base_intact(source.folder, checkpoint.hash_base(source.folder)):
         raise VictorError(
             f"--base {source.name}: the weights of its own base were changed",
             fix="give the model that was converted, or --base none",
@@ -204,12 +208,12 @@ def _find_parent(folder: Path) -> Source:
     intact = {stage["weights_sha256"] for stage in stages if stage["base_intact"]}
     origin = stages[0].get("source", {}) if stages else {}
     for other in sorted(path for path in folder.resolve().parent.iterdir() if path.is_dir()):
-        expected = _own_hash(other)
-        if expected not in intact and other.name == origin.get("name"):
-            expected = stages[0]["parent_sha256"]
-        elif expected not in intact:
-            continue
-        if lineage.weights_sha256(other) == expected:
+        if (own := _own_hash(other)) in intact:
+            found = lineage.weights_sha256(other) == own
+        else:
+            named = other.name == origin.get("name")
+            found = named and _base_hash(other) == stages[0]["parent_sha256"]
+        if found:
             return open_source(str(other))
     if origin.get("commit"):
         return open_source(origin["name"], revision=origin["commit"])
@@ -222,6 +226,13 @@ def _find_parent(folder: Path) -> Source:
 def _own_hash(folder: Path) -> str | None:
     stages = lineage.read_lineage(folder)["stages"]
     return stages[-1]["weights_sha256"] if stages else None
+
+
+def _base_hash(folder: Path) -> str | None:
+    try:
+        return lineage.hash_of(checkpoint.hash_base(folder))
+    except VictorError:  # a folder of that name, but no model
+        return None
 
 
 def _vocabulary(model: PreTrainedModel) -> tuple[int, int]:

@@ -4,7 +4,8 @@ import json
 import random
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -48,9 +49,11 @@ def evaluate(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     resolve(run)
     seed_everything(recipe.seed)
     asked = questions(open_data(recipe.eval.data, rows=recipe.eval.limit), recipe.eval.limit)
-    say(f"loading {model}", quiet=run.quiet)
-    field = enter(model, recipe, run)
-    answers = ask(asked, field.contestants, field.greedy, recipe.eval, quiet=run.quiet)
+    say(f"hashing and loading {model}", quiet=run.quiet)
+    hashes = checkpoint.hash_base(model)
+    field = enter(model, recipe, run, hashes)
+    with _fitting(recipe.eval.batch_size):
+        answers = ask(asked, field.contestants, field.greedy, recipe.eval, quiet=run.quiet)
     accepted = [question.conversation.answers for question in asked]
     marks = measures.mark(accepted, answers.texts[MODEL], answers.texts.get(BASE))
     quality = measures.quality(
@@ -59,9 +62,11 @@ def evaluate(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         pictures=[question.pictures for question in asked],
         seed=recipe.seed,
     )
-    timed = [question for question in asked if question.row.images][:SEVERAL] or asked[:SEVERAL]
-    speeds = _speeds(field, timed, recipe.eval.repeats, quiet=run.quiet)
-    say("hashing the weights and writing the report", quiet=run.quiet)
+    several = min(SEVERAL, recipe.eval.batch_size)
+    timed = [question for question in asked if question.row.images][:several] or asked[:several]
+    with _fitting(recipe.eval.batch_size):
+        speeds = _speeds(field, timed, recipe.eval.repeats, quiet=run.quiet)
+    say("writing the report", quiet=run.quiet)
     result = {
         **quality,
         **_costs(field, answers),
@@ -72,9 +77,13 @@ def evaluate(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
             for name in field.ways
         },
         "report": str(out / "report.html"),
-        "weights_sha256": lineage.weights_sha256(model),
+        "weights_sha256": lineage.weights_sha256(model, hashes),
         "settings": _settings(model, field, recipe)
-        | {"speed_batch_size": len(timed), "command": _command(model, field, recipe, run)},
+        | {
+            "base_intact": lineage.base_intact(model, hashes),
+            "speed_batch_size": len(timed),
+            "command": _command(model, field, recipe, run),
+        },
         "seconds": time.perf_counter() - started,
     }
     shown = _differences(asked, answers, marks, recipe)
@@ -94,6 +103,18 @@ def _output(model: Path, recipe: Recipe, run: Run) -> Path:
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not earlier):
         raise VictorError(f"{out}: holds something else than a report", fix="choose another --out")
     return out
+
+
+@contextmanager
+def _fitting(batch_size: int) -> Iterator[None]:
+    """Let a full GPU be an error that says how to need less."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise VictorError(
+            f"questions answered at once, {batch_size}, do not fit into the GPU's memory",
+            fix=f"add --batch-size {batch_size // 2}" if batch_size > 1 else "use another GPU",
+        ) from error
 
 
 def _costs(field: Field, answers: Answers) -> dict[str, Pair]:
@@ -172,7 +193,6 @@ def _settings(model: Path, field: Field, recipe: Recipe) -> dict[str, Any]:
     return {
         "model": model.resolve().name,
         "base": field.base.name if field.base else None,
-        "base_intact": lineage.base_intact(model),
         "train": trained[-1] if trained else None,
         **{key: victor[key] for key in ("registers", "drop_layer", "positions")},
         **asked,

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
-from victorctl import checkpoint, folders, lineage, plots, saving, weights
+from victorctl import checkpoint, folders, lineage, plots, saving
 from victorctl.data.conversations import Rows, open_data
 from victorctl.distill import Batch, Distillation
 from victorctl.errors import VictorError
@@ -80,19 +80,26 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     rows = _rows(recipe, run)
     processor = checkpoint.load_processor(model)
     network = _load(model, run)
+    base = None if run.dry_run else checkpoint.hash_base(model)
+    intact = lineage.base_intact(model, base)
     parameters = choose_parameters(network, train)
     result = {
         "out": str(run.out),
         "train": train.rung,
         "steps": train.steps,
         "trainable_parameters": sum(value.numel() for value in parameters.values()),
-        "base_intact": train.rung != "lora" and lineage.base_intact(model),
+        "base_intact": train.rung != "lora" and intact,
     }
     folders.check_space(out, _bytes(model, out, network, state, result["trainable_parameters"]))
     if run.dry_run:
         return result
-    base = {file.name: weights.sha256(file) for file in checkpoint.weight_files(model)}
     parent = lineage.weights_sha256(model, base)
+    if train.distill > 0 and not intact:
+        say(
+            "this folder's base weights are not known to be the unconverted model's; the teacher "
+            "is what they predict from the whole picture",
+            quiet=run.quiet,
+        )
     known = _teacher(model, network, recipe, run, lineage.hash_of(base))
     training = Training(
         Plan(rows, train, recipe.seed),
@@ -120,8 +127,9 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
             )
         state.finish()
     losses = [entry["loss"] for entry in log]
+    ends = max(1, min(ENDS, len(losses) // 2))  # in a short run the two must not be the same
     return result | {
-        "loss": {"first": fmean(losses[:ENDS]), "last": fmean(losses[-ENDS:])},
+        "loss": {"first": fmean(losses[:ends]), "last": fmean(losses[-ends:])},
         "seconds": time.perf_counter() - started,
     }
 
@@ -194,12 +202,6 @@ def _teacher(
 ) -> TeacherCache | None:
     """Open what is known of the unconverted model's predictions, if the recipe wants them kept."""
     train = recipe.train
-    if train.distill > 0 and not lineage.base_intact(model):
-        say(
-            "this folder's base weights are not known to be the unconverted model's; the teacher "
-            "is what they predict from the whole picture",
-            quiet=run.quiet,
-        )
     if not train.teacher_cache or train.distill == 0:
         return None
     config = checkpoint.read_config(model)

@@ -37,10 +37,16 @@ def read_lineage(folder: Path) -> dict[str, Any]:
     return read_json(folder / LINEAGE) or {"schema": SCHEMA, "stages": []}
 
 
-def base_intact(folder: Path) -> bool:
-    """Say whether the base's weights are recorded to be byte for byte those of its source."""
+def base_intact(folder: Path, base: Mapping[str, str] | None = None) -> bool:
+    """Say whether the base's weights are byte for byte those of its source.
+
+    Args:
+        folder: A model folder.
+        base: Hashes of the base's files, by name; None to believe what is recorded.
+    """
     stages = read_lineage(folder)["stages"]
-    return bool(stages) and stages[-1]["base_intact"]
+    recorded = bool(stages) and stages[-1]["base_intact"]
+    return recorded and (base is None or hash_of(base) == stages[0]["parent_sha256"])
 
 
 def add_stage(  # noqa: PLR0913

@@ -66,8 +66,9 @@ def check_slices(text: nn.Module, drop_layer: int) -> None:
     hidden = (hidden * weight.float().std().item()).to(weight.device, weight.dtype)
     if isinstance(getattr(text, "layers", None), nn.ModuleList) and hasattr(text, "norm"):
         whole, cut = _run_whole_and_cut(text, hidden, drop_layer)
-        allowed = 64 * torch.finfo(whole.dtype).eps * whole.abs().max()
-        if not (whole - cut).abs().max() > allowed:  # NaN passes: the weights' own check names it
+        if not whole.isfinite().all():  # the weights' own check names the tensor
+            return
+        if (whole - cut).abs().max() <= 2 * torch.finfo(whole.dtype).eps * whole.abs().max():
             return
     raise VictorError(
         f"the text model {type(text).__name__} cannot be run in slices, so nothing can be dropped "

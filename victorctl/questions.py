@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from victorctl.data import formats
-from victorctl.data.batches import join_images, pad, prompts
+from victorctl.data.batches import join_images, pad, padding_token, prompts
 from victorctl.data.conversations import Conversation, Row
 
 
@@ -180,9 +180,3 @@ def _without_pictures(row: Row) -> Row:
         )
         conversations.append(replace(conversation, messages=messages))
     return replace(row, images=(), conversations=tuple(conversations))
-
-
-def padding_token(processor: ProcessorMixin) -> int:
-    """Name the token that fills prompts and answers up; any will do, as it is masked."""
-    tokenizer = processor.tokenizer
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

@@ -115,13 +115,14 @@ def qualities(result: Mapping[str, Any]) -> list[Line]:
 
 def costs(result: Mapping[str, Any]) -> list[Line]:
     """List what one question costs the base and the model, as far as it was measured."""
+    several = result["settings"]["speed_batch_size"]
     shown = {
         "mean_visual_tokens": ("visual tokens per layer", number),
         "prefill_flops": ("FLOPs, language model", flops),
         "vision_flops": ("FLOPs, vision", flops),
         "cache_bytes": ("key-value cache", size),
         "time_to_first_token": ("time to first token", milliseconds),
-        "decode_tokens_per_second": ("decoded tokens / second", number),
+        "decode_tokens_per_second": (f"decoded tokens / second, {several} at once", number),
     }
     return [
         Line(name, _pair(result[key], show, times))

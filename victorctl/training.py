@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from victorctl import weights
-from victorctl.data.batches import encode
+from victorctl.data.batches import encode, padding_token
 from victorctl.data.conversations import Row
 from victorctl.distill import Batch, collate
 from victorctl.errors import VictorError
@@ -78,7 +78,7 @@ def batches(plan: Plan, processor: ProcessorMixin, start: int) -> Iterator[Batch
 
     def make(number: int) -> Batch:
         rows = [encode(row, processor) for row in plan.step(number)]
-        return collate(rows, processor.tokenizer.pad_token_id or 0)
+        return collate(rows, padding_token(processor))
 
     with ThreadPoolExecutor(1) as pool:
         pending = [

@@ -107,6 +107,12 @@ def pad(
     return stack(rows, padding_value=value), stack([torch.ones_like(row) for row in rows])
 
 
+def padding_token(processor: ProcessorMixin) -> int:
+    """Name the token that fills prompts and answers up; any will do, as it is masked."""
+    tokenizer = processor.tokenizer
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
 def join_images(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Put the pictures of several rows after one another; rows without a picture add nothing.
 
