@@ -19,17 +19,10 @@ from victorctl.data.conversations import Rows, open_data
 from victorctl.distill import Batch, Distillation
 from victorctl.errors import VictorError
 from victorctl.recipe import Recipe, Run
+from victorctl.resuming import State, finish_the_step
 from victorctl.runtime import progress, say, seed_everything, set_threads
 from victorctl.teacher import TeacherCache
-from victorctl.training import (
-    Plan,
-    State,
-    batches,
-    choose_parameters,
-    finish_the_step,
-    learning_rate,
-    make_optimizer,
-)
+from victorctl.training import Plan, batches, choose_parameters, learning_rate, make_optimizer
 
 Log = list[dict[str, float]]
 BYTES_OF_STATE = 12  # of a checkpoint, for each parameter: itself and two moments, in float32

@@ -1,0 +1,199 @@
+"""What an interrupted training run leaves on disk and goes on from, and Ctrl-C."""
+
+import json
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from victorctl import weights
+from victorctl.errors import VictorError
+from victorctl.files import locked, whole, write_whole
+from victorctl.folders import explained
+
+ADAM = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class State:
+    """A run in progress, in a folder beside its output; it holds only what is trained.
+
+    Args:
+        folder: Where it lies; removed when the run is finished.
+    """
+
+    folder: Path
+
+    @property
+    def file(self) -> Path:
+        """The latest checkpoint."""
+        return self.folder / "state.safetensors"
+
+    @property
+    def description(self) -> Path:
+        """What must not change between a run and its continuation."""
+        return self.folder / "run.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held while a run is under way; beside the folder, which comes and goes."""
+        return self.folder.with_name(f"{self.folder.name}.lock")
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Refuse what cannot be continued, and what would be lost; changes nothing.
+
+        Raises:
+            VictorError: If another run is under way, there is nothing to resume or it is damaged,
+                an interrupted run would be lost without `overwrite`, or the folder is not one of a
+                run.
+        """
+        if self.lock.exists():
+            with self._alone():
+                pass
+        if resume:
+            if not (self.file.exists() and self.description.exists()):
+                problem = f"{self.folder}: no checkpoint to resume"
+                raise VictorError(problem, fix="leave --resume out")
+            self._check_whole()
+        elif self.file.exists() and not overwrite:
+            raise VictorError(
+                f"{self.folder}: holds an interrupted run",
+                fix="add --resume to continue it, or --overwrite to start again",
+            )
+        elif self.folder.exists() and not self.description.exists():
+            raise VictorError(
+                f"{self.folder}: checkpoints belong here, and this was not written by victorctl",
+                fix="move it away, or choose another --out",
+            )
+
+    def _check_whole(self) -> None:
+        try:
+            json.loads(self.description.read_text())
+            with safe_open(self.file, "pt"):
+                pass
+        except (SafetensorError, ValueError) as error:
+            raise VictorError(
+                f"{self.folder}: damaged, perhaps by a power cut: {error}",
+                fix="leave --resume out and add --overwrite, which starts again",
+            ) from error
+
+    @contextmanager
+    def running(self, identity: dict[str, Any], *, resume: bool) -> Iterator[None]:
+        """Hold the folder while the run is under way; without a checkpoint, nothing of it stays.
+
+        Args:
+            identity: What the run must share with the one that it continues.
+            resume: Find the folder again, instead of making a new one.
+
+        Raises:
+            VictorError: If another run is under way, the run to resume was another one, or the
+                folder cannot be made.
+        """
+        with self._alone():
+            if resume:
+                self._check_same(identity)
+            else:
+                with explained(self.folder):
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                    self.folder.mkdir()
+                    write_whole(self.description, json.dumps(identity, indent=2).encode())
+            try:
+                yield
+            finally:
+                if not self.file.exists():
+                    self.finish()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other runs out."""
+        with ExitStack() as stack:
+            with explained(self.lock):
+                self.lock.parent.mkdir(parents=True, exist_ok=True)
+                held = stack.enter_context(locked(self.lock))
+            if not held:
+                raise VictorError(
+                    f"{self.folder}: another run is under way in this folder",
+                    fix="wait for it to end, or choose another --out",
+                )
+            yield
+
+    def _check_same(self, identity: dict[str, Any]) -> None:
+        before = json.loads(self.description.read_text())
+        changed = [key for key in identity if identity[key] != before.get(key)]
+        if changed:
+            said = "; ".join(f"{key} was {before.get(key)}, is {identity[key]}" for key in changed)
+            raise VictorError(
+                f"{self.folder}: another run lies here: {said}",
+                fix="give the settings of that run, or leave --resume out and add --overwrite",
+            )
+
+    def save(
+        self,
+        parameters: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        log: Sequence[Mapping[str, float]],
+    ) -> None:
+        """Write a checkpoint after len(log) steps; it replaces the one before once it is whole.
+
+        Raises:
+            VictorError: If the disk is full; the checkpoint before stays.
+        """
+        tensors = {f"parameter.{name}": value for name, value in parameters.items()}
+        for name, value in parameters.items():
+            for moment in ADAM:
+                tensors[f"{moment}.{name}"] = optimizer.state[value][moment]
+        lines = "".join(json.dumps(entry) + "\n" for entry in log)
+        instead = "start again with another --out"
+        with explained(self.file, instead=instead), whole(self.file) as partial:
+            weights.write_file(partial, tensors, {"log": lines})
+
+    def restore(
+        self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+    ) -> list[dict[str, float]]:
+        """Read the checkpoint back into the parameters and the optimizer, and return the log."""
+        with safe_open(self.file, "pt") as tensors:
+            log = [json.loads(line) for line in tensors.metadata()["log"].splitlines()]
+            for name, value in parameters.items():
+                value.data.copy_(tensors.get_tensor(f"parameter.{name}"))
+                optimizer.state[value] = {
+                    moment: tensors.get_tensor(f"{moment}.{name}").to(value.device, copy=True)
+                    for moment in ADAM
+                } | {"step": torch.tensor(float(len(log)))}
+        return log
+
+    def finish(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Interrupt:
+    """Whether Ctrl-C was pressed."""
+
+    pressed = False
+
+
+@contextmanager
+def finish_the_step() -> Iterator[Interrupt]:
+    """Turn the first Ctrl-C into a wish to stop after the step; the second stops at once."""
+    wish = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield wish
+        return
+
+    def note(number: int, frame: object) -> None:
+        wish.pressed = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield wish
+    finally:
+        signal.signal(signal.SIGINT, before)
