@@ -2,6 +2,7 @@ import pytest
 from huggingface_hub import constants
 
 from tests.hub import COMMIT, serving
+from victorctl import modeling_victor, sources
 from victorctl.errors import VictorError
 from victorctl.sources import Source, fetch_weights, open_source
 
@@ -135,3 +136,8 @@ def test_demo_is_the_model_that_comes_along_whatever_lies_here(tmp_path, monkeyp
     (tmp_path / "demo" / "config.json").write_text("{}")
     assert open_source("demo").folder == found.folder
     assert open_source("./demo").folder.resolve() == tmp_path / "demo"
+
+
+def test_the_names_of_the_bases_files_are_those_that_the_shipped_file_writes():
+    for name in ("BASE_WEIGHTS", "BASE_INDEX"):  # it imports nothing of this package
+        assert getattr(sources, name) == getattr(modeling_victor, name)

@@ -10,6 +10,7 @@ import transformers
 from torch import Tensor, nn
 
 from victorctl.checkpoint import load_processor, quiet_loading
+from victorctl.data.batches import to_model
 from victorctl.data.scenes import scene
 from victorctl.errors import CheckFailed, VictorError
 from victorctl.families import Family
@@ -109,14 +110,6 @@ def noise(model: nn.Module) -> dict[str, Tensor]:
     vision = model.config.vision_config
     sizes = (1, getattr(vision, "num_channels", 3), vision.image_size, vision.image_size)
     return {"pixel_values": torch.randn(sizes, generator=torch.Generator().manual_seed(0))}
-
-
-def to_model(inputs: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Move inputs to a model's device, and floating-point ones to its dtype."""
-    return {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
-        for name, value in inputs.items()
-    }
 
 
 def visual_tokens(model: nn.Module, pixels: Mapping[str, Tensor]) -> list[Tensor]:

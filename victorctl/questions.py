@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from victorctl.data import formats
-from victorctl.data.batches import join_images, pad, padding_token, prompts
+from victorctl.data.batches import join_images, pad, padding_token, prompts, to_model
 from victorctl.data.conversations import Conversation, Row
 
 
@@ -109,25 +109,17 @@ class Prompts:
     def for_model(self, model: PreTrainedModel) -> dict[str, Any]:
         """Make a model's inputs: every question with pictures of its own."""
         pictures = {name: value[self.shown] for name, value in self.pictures.items()}
-        return _move(self.text | pictures, model)
+        return to_model(self.text | pictures, model)
 
     @torch.inference_mode()
     def seen_by(self, model: PreTrainedModel) -> dict[str, Any]:
         """Make a model's inputs: each picture is seen once, however many questions are about it."""
-        text = _move(self.text, model)
+        text = to_model(self.text, model)
         if not self.shown:
             return text
-        seen = model.get_image_features(**_move(self.pictures, model), return_dict=True)
+        seen = model.get_image_features(**to_model(self.pictures, model), return_dict=True)
         features = [seen.pooler_output[place] for place in self.shown]
         return text | {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(None, features)}}
-
-
-def _move(tensors: Mapping[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
-    """Bring tensors to a model's device, and pictures to its number format."""
-    return {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
-        for name, value in tensors.items()
-    }
 
 
 def prepare(asked: Sequence[Question], processor: ProcessorMixin, *, pictures: bool) -> Prompts:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as pad_end
 from torch.nn.utils.rnn import pad_sequence
-from transformers import ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from victorctl.data import chats
 from victorctl.data.conversations import Row
@@ -129,6 +129,14 @@ def join_images(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: _concatenate([row[name] for row in rows if name in row]) for name in names}
+
+
+def to_model(tensors: Mapping[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
+    """Bring tensors to a model's device, and pictures to its number format."""
+    return {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+        for name, value in tensors.items()
+    }
 
 
 def _concatenate(tensors: Sequence[Tensor]) -> Tensor:
