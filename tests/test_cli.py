@@ -302,6 +302,28 @@ def test_every_command_says_in_one_line_what_it_does(victorctl):
     )
 
 
+@pytest.mark.parametrize("words", [("inspect", "demo"), ("doctor",), ("--help",)])
+def test_a_terminal_that_knows_ascii_only_is_no_reason_to_fail(words):
+    done = subprocess.run(
+        [sys.executable, "-m", "victorctl", *words],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_behind_a_redirect_is_said():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "victorctl", "families"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (
+        1, "error: no space left for what is printed\n  fix: free some space\n",
+    )  # fmt: skip
+
+
 def test_the_version_is_printed(victorctl):
     assert victorctl("--version") == (0, f"victorctl {__version__}\n", "")
 

@@ -80,15 +80,31 @@ def test_it_says_what_happens_and_where_the_results_are(stages, capsys):
     assert told[3:] == ["the model: d/model; the report: d/eval/report.html"]
 
 
-def test_ctrl_c_in_training_says_how_to_go_on(stages, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("stage", "left", "following"),
+    [
+        ("convert", None, None),
+        ("finetune", None, None),  # nothing was saved yet: the demo begins anew
+        (
+            "finetune",
+            "d d/model.training",
+            "next: victorctl finetune 'd d/converted' --out 'd d/model' --recipe demo/quick "
+            "--steps 9 --resume",
+        ),
+        ("evaluate", "d d/model", "next: victorctl eval 'd d/model' --recipe demo/quick"),
+    ],
+)
+def test_ctrl_c_says_how_to_go_on_if_something_was_saved(  # noqa: PLR0913
+    stages, monkeypatch, capsys, stage, left, following
+):
     def interrupted(*_given, **_named):
+        if left:
+            Path(left).mkdir(parents=True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(STAGE, "finetune", interrupted)
+    monkeypatch.setattr(STAGE, stage, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        STAGE.demo(run=Run(out=Path("d")), steps=9)
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        "victorctl finetune d/converted --out d/model --recipe demo/quick --steps 9 --resume, "
-        "or the demo anew"
-    )
-    assert [name for name, *_ in stages] == ["convert"]
+        STAGE.demo(run=Run(out=Path("d d")), steps=9)
+
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if not line[0].isdigit()] == ([following] if following else [])

@@ -3,6 +3,7 @@ import re
 import pytest
 
 from tests import pages
+from tests.converting import run
 
 
 @pytest.mark.parametrize("page", pages.blocks(), ids=lambda page: page.stem)
@@ -15,6 +16,17 @@ def test_the_generated_part_of_a_page_is_what_the_code_says(page, request):
         page.write_text(wanted, encoding="utf-8")
     else:
         assert text == wanted, "run: pytest --update-docs tests/test_docs.py"
+
+
+def test_the_example_of_the_readme_answers_a_question(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
+    text = pages.README.read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    run("demo", tmp_path / "model")
+
+    exec(code.replace("victor-demo/model", str(tmp_path / "model")), {})
+
+    assert capsys.readouterr().out.strip()  # untrained, it says something
 
 
 def test_every_command_has_a_page_and_every_page_a_command():

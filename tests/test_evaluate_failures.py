@@ -72,6 +72,16 @@ def test_a_full_gpu_is_an_error_that_says_how_to_need_less(place, monkeypatch, s
     assert not (place / "model" / "eval").exists()
 
 
+def test_a_place_that_may_not_be_written_to_is_refused_before_anything_is_loaded(
+    place, tmp_path, capsys
+):
+    (tmp_path / "file").touch()
+    run = Run(out=tmp_path / "file" / "eval", device="cpu")
+    with pytest.raises(VictorError, match="so no folder can be made in it"):
+        evaluate(place / "model", recipe=DEMO, run=run)
+    assert capsys.readouterr().err == ""
+
+
 def test_questions_are_needed(place):
     with pytest.raises(VictorError, match=r"eval needs questions\n  fix: add --data demo:test"):
         evaluate(place / "model", recipe=load_recipe(None), run=QUIET)

@@ -51,6 +51,24 @@ def test_what_cannot_be_trained_is_said(  # noqa: PLR0913
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        (
+            None,
+            r"batch_size is 6, and the data has 5 rows with pictures\n  fix: add --batch-size 5",
+        ),
+        ("demo:test", r"not to be trained on\n  fix: train on --data demo"),
+    ],
+)
+def test_data_that_do_not_suit_are_refused_before_the_model_is_loaded(  # noqa: PLR0913
+    tmp_path, model, data, monkeypatch, spec, sentence
+):
+    monkeypatch.setattr(checkpoint, "load", None)
+    with pytest.raises(VictorError, match=sentence):
+        finetune(model, recipe=recipe(spec or data, batch_size=6), run=run(tmp_path / "out"))
+
+
 def test_an_unconverted_model_is_refused(tmp_path, data):
     plain = tiny_llava(tmp_path / "plain")
     with pytest.raises(VictorError, match="not a Victor model yet"):
@@ -62,7 +80,7 @@ def test_an_output_that_exists_is_not_touched(tmp_path, model, data):
     (tmp_path / "out/thesis.txt").write_text("mine")
     with pytest.raises(VictorError, match="exists already"):
         finetune(model, recipe=recipe(data), run=run(tmp_path / "out"))
-    with pytest.raises(VictorError, match="is the model itself"):
+    with pytest.raises(VictorError, match="which is read"):
         finetune(model, recipe=recipe(data), run=run(model, overwrite=True))
 
 

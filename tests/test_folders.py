@@ -10,7 +10,14 @@ from types import SimpleNamespace
 import pytest
 
 from victorctl.errors import VictorError
-from victorctl.folders import SPARE, check_output, check_space, on_one_disk, writing
+from victorctl.folders import (
+    SPARE,
+    check_output,
+    check_outside,
+    check_space,
+    on_one_disk,
+    writing,
+)
 
 
 def write(out, name="new", *, overwrite=False):
@@ -209,3 +216,50 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_nothing_else_is(t
         assert folder.is_dir()
         shutil.rmtree(tmp_path / "out")
     assert names(tmp_path) == [other.name, "out"]
+
+
+# ---- What is a user's own ------------------------------------------------------------------------
+
+
+def model_folder(out):
+    """A folder as finetune and eval leave it."""
+    (out / "eval").mkdir(parents=True)
+    (out / "additional_chat_templates").mkdir()
+    for name in (
+        "config.json", "victor.json", "model-00001-of-00002.safetensors", "modeling_victor.py",
+        "model.safetensors.index.victor.json", "victor.safetensors", "tokenizer.json", "LICENSE",
+        "loss.png", "loss.jsonl", "eval/report.html", "eval/report.json", "eval/predictions.jsonl",
+        "additional_chat_templates/tool.jinja",
+    ):  # fmt: skip
+        (out / name).write_text("{}")
+    return out
+
+
+def test_what_stages_wrote_may_be_overwritten(tmp_path):
+    check_output(model_folder(tmp_path / "out"), overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "README.md", "mine/notes.txt", "eval/mine.csv"])
+def test_a_file_of_a_users_own_is_never_overwritten_along(tmp_path, name):
+    out = model_folder(tmp_path / "out")
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).write_text("mine")
+
+    with pytest.raises(VictorError, match=rf"holds more than .*: {name.split('/')[0]}; --overw"):
+        write(out, overwrite=True)
+    assert (out / name).read_text() == "mine"
+
+
+def test_a_trained_model_inside_another_is_never_overwritten_along(tmp_path):
+    out = model_folder(tmp_path / "out")
+    model_folder(out / "trained")
+
+    with pytest.raises(VictorError, match="holds more than victorctl wrote there: trained"):
+        check_output(out, overwrite=True)
+
+
+def test_nothing_is_written_into_what_is_read(tmp_path):
+    for out in (tmp_path / "a", tmp_path / "a" / "b" / "c"):
+        with pytest.raises(VictorError, match=r"lies in .*a, which is read\n  fix: choose"):
+            check_outside(out, tmp_path / "a")
+    check_outside(tmp_path / "ab", tmp_path / "a")

@@ -1,20 +1,34 @@
 """Run the command line, and turn errors that a user can fix into two lines and an exit code."""
 
+import errno
 import signal
 import sys
 
-from victorctl.cli import app
 from victorctl.errors import CheckFailed, VictorError
 
 
 def main() -> None:
     """Run `victorctl`; anything but a `VictorError` keeps its traceback: our fault."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # clean up first
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal may know fewer signs than we print
     try:
-        app(prog_name="victorctl")
+        from victorctl.cli import app
+
+        try:
+            app(prog_name="victorctl")
+        finally:
+            sys.stdout.flush()
     except VictorError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(3 if isinstance(error, CheckFailed) else 1)
+    except KeyboardInterrupt:  # while the command line itself was loaded
+        sys.exit(130)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.stderr.write("error: no space left for what is printed\n  fix: free some space\n")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     content = read_json(folder / "config.json")
     if not folder.is_dir():
-        raise VictorError(f"{folder}: no such folder", fix="give a folder that convert wrote")
+        fix = f"give a folder that convert wrote, or write it: victorctl convert SOURCE --out {folder}"
+        raise VictorError(f"{folder}: no such folder", fix=fix)
     if content is None:
         raise VictorError(
             f"{folder}: no config.json, so this is no model folder",
@@ -181,6 +182,13 @@ def has_processor(folder: Path) -> bool:
     """Say whether the folder holds a processor, or the weights alone."""
     names = ("processor_config.json", "preprocessor_config.json")
     return any((folder / name).is_file() for name in names)
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Say whether the folder holds a chat template, in any of the places where one may be."""
+    names = ("processor_config.json", "tokenizer_config.json", "chat_template.json")
+    stored = any("chat_template" in (read_json(folder / name) or {}) for name in names)
+    return stored or (folder / "chat_template.jinja").is_file()
 
 
 def load_processor(folder: Path) -> Any:

@@ -1,5 +1,6 @@
 """The commands: each reads its arguments, calls one function and prints what it returns."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -273,7 +274,7 @@ def evaluate(
     from victorctl.report import table
 
     result = stage(model, recipe=settings, run=run)
-    following = f"python -m webbrowser {result['report']}"
+    following = shlex.join(["python", "-m", "webbrowser", str(result["report"])])
     show("eval", result, as_json=json, table=table, following=following)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from victorctl import weights
 from victorctl.checkpoint import (
     check_plain,
+    has_chat_template,
     has_processor,
     load_config,
     read_config,
@@ -101,6 +102,8 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
         if victor.init == "visual":
             notes.append("without a processor, registers are drawn like token embeddings")
             victor = victor.model_copy(update={"init": "embeddings"})
+    if not has_chat_template(source.folder):
+        notes.append(f"{source.name} has no chat template: finetune and eval will ask for one")
     if recipe.convert.verify != "full" and text.model_type not in SLICEABLE:
         notes.append(f"nobody tried to run {text.model_type} in slices: --verify full would")
     drop = victor.drop_layer or default_drop_layer(shape.layers)

@@ -22,7 +22,7 @@ from victorctl.checkpoint import (
 )
 from victorctl.conversion import Files, Plan, check_files, make_plan
 from victorctl.errors import VictorError
-from victorctl.folders import check_output, remove_leftovers, writing
+from victorctl.folders import check_output, check_outside, remove_leftovers, writing
 from victorctl.lineage import add_stage, hash_of
 from victorctl.modeling_victor import PREFIX, WEIGHTS, write_config, write_indexes
 from victorctl.recipe import Recipe, Run
@@ -65,6 +65,7 @@ def convert(source: str, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         raise VictorError("convert needs a folder to write", fix="add --out FOLDER")
     check_output(run.out, overwrite=run.overwrite)
     plan = make_plan(open_source(source, revision=recipe.convert.revision), recipe)
+    check_outside(run.out, plan.source.folder)
     if plan.source.folder.resolve().is_relative_to(run.out.resolve()):
         raise VictorError(f"--out {run.out} holds the source itself", fix="choose another --out")
     proof = {"hashes_equal": None, "max_logit_difference": None}

@@ -1,6 +1,8 @@
 """The demo: convert, fine-tune and measure the small model that comes along."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from victorctl.convert import convert
 from victorctl.errors import VictorError
 from victorctl.evaluate import evaluate
 from victorctl.finetune import finetune
+from victorctl.output import hint
 from victorctl.recipe import Run, load_recipe
 from victorctl.runtime import say
 from victorctl.sources import DEMO
@@ -16,6 +19,17 @@ from victorctl.sources import DEMO
 RECIPE = "demo/quick"
 DEFAULT_OUT = Path("victor-demo")
 PARTS = {"converted", "model", "model.training", "eval"}
+
+
+@contextmanager
+def _left_off(needed: Path, run: Run, *words: str | Path) -> Iterator[None]:
+    """Say after Ctrl-C how a stage goes on by hand, if what it needs is there."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if needed.exists():
+            say(f"next: {hint(*words)}", quiet=run.quiet)
+        raise
 
 
 def demo(*, run: Run, steps: int | None = None) -> dict[str, Any]:
@@ -59,18 +73,17 @@ def demo(*, run: Run, steps: int | None = None) -> dict[str, Any]:
         "to carry what the answers need",
         quiet=run.quiet,
     )
-    try:
+    steps_asked = [] if steps is None else ["--steps", str(steps)]
+    with _left_off(out / "model.training", run, "finetune", out / "converted", "--out",
+                   out / "model", "--recipe", RECIPE, *steps_asked, "--resume"):  # fmt: skip
         trained = finetune(out / "converted", recipe=recipe, run=part("model"))
-    except KeyboardInterrupt:
-        words = f"{out / 'converted'} --out {out / 'model'} --recipe {RECIPE} --steps {train.steps}"
-        say(f"victorctl finetune {words} --resume, or the demo anew", quiet=run.quiet)
-        raise
     say(
         f"3/3 eval: {recipe.eval.limit} questions about scenes with combinations never trained on, "
         "with and without registers",
         quiet=run.quiet,
     )
-    measured = evaluate(out / "model", recipe=recipe, run=part("eval"))
+    with _left_off(out / "model", run, "eval", out / "model", "--recipe", RECIPE):
+        measured = evaluate(out / "model", recipe=recipe, run=part("eval"))
     say(f"the model: {out / 'model'}; the report: {measured['report']}", quiet=run.quiet)
     return {
         "folder": str(out),

@@ -149,8 +149,9 @@ def _hub() -> Iterator[Check]:
 
     yield _disk("disk of the hub's cache", Path(constants.HF_HUB_CACHE))
     yield _endpoint(constants.ENDPOINT)
-    offline = "offline: only folders and cached models" if constants.HF_HUB_OFFLINE else "online"
-    yield Check("hub", "ok", offline)
+    offline = "HF_HUB_OFFLINE is set: only folders and cached models"
+    online = "may be asked (whether it answers was not tried)"
+    yield Check("hub", "ok", offline if constants.HF_HUB_OFFLINE else online)
     yield Check("hub token", "ok", "present" if get_token() else "none")
 
 

@@ -18,7 +18,7 @@ from victorctl.answering import Answers, ask
 from victorctl.contestants import BASE, MODEL, Field, enter
 from victorctl.data.conversations import open_data
 from victorctl.errors import VictorError
-from victorctl.folders import writing
+from victorctl.folders import check_output, writing
 from victorctl.measures import Load, Marks, Pair, pair
 from victorctl.questions import Question, prepare, questions
 from victorctl.recipe import Recipe, Run
@@ -102,6 +102,7 @@ def _output(model: Path, recipe: Recipe, run: Run) -> Path:
     earlier = (out / "report.json").is_file() and not (out / "config.json").exists()
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not earlier):
         raise VictorError(f"{out}: holds something else than a report", fix="choose another --out")
+    check_output(out, overwrite=True)
     return out
 
 

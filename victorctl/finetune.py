@@ -134,21 +134,30 @@ def _output(model: Path, recipe: Recipe, run: Run) -> Path:
     if recipe.data.train is None:
         raise VictorError("finetune needs data", fix="add --data demo, or --data FILE")
     out = run.out.expanduser().resolve()
-    if out == model.resolve():
-        raise VictorError(f"--out {run.out} is the model itself", fix="give another folder")
     checkpoint.read_victor_config(model)
+    folders.check_outside(out, model)
     folders.check_output(out, overwrite=run.overwrite)
     return out
 
 
 def _rows(recipe: Recipe, run: Run) -> Rows:
     """Open the data, without rows of text: no register could learn from them."""
+    if recipe.data.train == "demo:test":
+        raise VictorError(
+            "demo:test holds the questions that models are measured with, not to be trained on",
+            fix="train on --data demo",
+        )
     rows = open_data(recipe.data.train, rows=recipe.data.rows)
     pictured = rows.with_pictures()
     if not pictured:
         raise VictorError(
             f"{recipe.data.train}: no row shows a picture, so registers have nothing to learn from",
             fix="train on data with pictures, named under image or images",
+        )
+    if (size := recipe.train.batch_size) > len(pictured):
+        raise VictorError(
+            f"train.batch_size is {size}, and the data has {len(pictured)} rows with pictures",
+            fix=f"add --batch-size {len(pictured)}, or give more data",
         )
     if len(pictured) < len(rows):
         say(

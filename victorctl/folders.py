@@ -6,14 +6,21 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from glob import escape
 from pathlib import Path
 
 from victorctl.errors import VictorError
 from victorctl.files import abandoned, holding
-from victorctl.sources import LINEAGE, read_json
+from victorctl.sources import LINEAGE, SMALL_FILES, read_json
 from victorctl.units import size
 
+REPORT = ("report.json", "report.html", "predictions.jsonl", "tradeoff.png")
+WRITTEN = (
+    *SMALL_FILES, *REPORT, *(f"eval/{name}" for name in REPORT), LINEAGE, "*.safetensors",
+    "*.safetensors.index*.json", "modeling_victor.py", "loss.png", "loss.jsonl",
+)  # fmt: skip
+"""What stages write; any other file is somebody's own."""
 SPARE = 64 << 20  # bytes that must stay free beside what is written
 
 
@@ -100,7 +107,43 @@ def check_output(out: Path, *, overwrite: bool) -> None:
 
     Raises:
         VictorError: If nothing may be written there, it is a file, or it is not empty and may not
-            be overwritten or is not a folder that this package wrote.
+            be overwritten, is not a folder that this package wrote, or holds something else too.
+    """
+    check_writable(out)
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not _is_ours(out):
+        raise VictorError(
+            f"{out}: exists already, not written by victorctl, so --overwrite does not touch it",
+            fix="choose another --out, or remove the folder yourself",
+        )
+    if not overwrite:
+        raise VictorError(f"{out}: exists already", fix="add --overwrite, or choose another --out")
+    if others := sorted(_others(out)):
+        raise VictorError(
+            f"{out}: holds more than victorctl wrote there: {', '.join(others[:3])}"
+            f"{', ...' if len(others) > 3 else ''}; --overwrite would remove it",
+            fix="move that away, or choose another --out",
+        )
+
+
+def check_outside(out: Path, source: Path) -> None:
+    """Refuse to write into a folder that is read.
+
+    Raises:
+        VictorError: If the output is the source, or lies in it.
+    """
+    if out.expanduser().resolve().is_relative_to(source.expanduser().resolve()):
+        raise VictorError(
+            f"--out {out} lies in {source}, which is read", fix="choose another --out"
+        )
+
+
+def check_writable(out: Path) -> None:
+    """Refuse a place where no folder can be made.
+
+    Raises:
+        VictorError: If a file is in the way, or a permission is missing.
     """
     if out.is_file():
         raise VictorError(f"{out}: a file stands there", fix="choose another --out")
@@ -111,21 +154,25 @@ def check_output(out: Path, *, overwrite: bool) -> None:
     if not os.access(above, os.W_OK | os.X_OK):
         problem = f"{out}: {above} may not be written to"
         raise VictorError(problem, fix="choose another --out, where you may write")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not _is_ours(out):
-        raise VictorError(
-            f"{out}: exists already, not written by victorctl, so --overwrite does not touch it",
-            fix="choose another --out, or remove the folder yourself",
-        )
-    if not overwrite:
-        raise VictorError(f"{out}: exists already", fix="add --overwrite, or choose another --out")
 
 
 def _is_ours(out: Path) -> bool:
     """Recognise a Victor model, or a report."""
     victor = "victor" in (read_json(out / "config.json") or {})
     return victor or any((out / name).is_file() for name in (LINEAGE, "report.json"))
+
+
+def _others(out: Path) -> Iterator[str]:
+    """Name what lies in a folder and is not written by any stage."""
+    for path in out.iterdir():
+        inside = [f"{path.name}/{inner.name}" for inner in path.iterdir()] if path.is_dir() else []
+        ours = inside and all(_written(name) for name in inside)
+        if not (ours or _written(path.name) or (path.is_dir() and not inside)):
+            yield path.name
+
+
+def _written(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in WRITTEN)
 
 
 def check_space(out: Path, needed: int, *, instead: str = "") -> None:

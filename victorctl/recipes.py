@@ -1,11 +1,11 @@
 """The recipes that come along: find, list, explain and copy them."""
 
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from victorctl.errors import VictorError
+from victorctl.files import write_whole
 from victorctl.recipe import Recipe, Section
 from victorctl.yaml_tree import YamlTree
 
@@ -67,7 +67,7 @@ def copy(name: str, *, out: Path | None, overwrite: bool) -> Path:
     if target.exists() and not overwrite:
         raise VictorError(f"{target} exists", fix="give another --out, or add --overwrite")
     try:
-        shutil.copyfile(known[name], target)
+        write_whole(target, known[name].read_bytes())
     except OSError as error:
         reason = str(error.strerror).lower()
         raise VictorError(f"{target}: {reason}", fix="give another --out") from error
