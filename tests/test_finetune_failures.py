@@ -56,7 +56,7 @@ def test_what_cannot_be_trained_is_said(  # noqa: PLR0913
     [
         (
             None,
-            r"batch_size is 6, and the data has 5 rows with pictures\n  fix: add --batch-size 5",
+            r"batch_size is 6, and the data has 5 rows.*\n  fix: add --batch-size 5",
         ),
         ("demo:test", r"not to be trained on\n  fix: train on --data demo"),
     ],

@@ -41,7 +41,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     content = read_json(folder / "config.json")
     if not folder.is_dir():
-        fix = f"give a folder that convert wrote, or write it: victorctl convert SOURCE --out {folder}"
+        fix = f"give a folder that is there, or write it: victorctl convert SOURCE --out {folder}"
         raise VictorError(f"{folder}: no such folder", fix=fix)
     if content is None:
         raise VictorError(
