@@ -1,5 +1,6 @@
 """The demo: convert, fine-tune and measure the small model that comes along."""
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,6 @@ from victorctl.convert import convert
 from victorctl.errors import VictorError
 from victorctl.evaluate import evaluate
 from victorctl.finetune import finetune
-from victorctl.output import hint
 from victorctl.recipe import Run, load_recipe
 from victorctl.runtime import say
 from victorctl.sources import DEMO
@@ -28,7 +28,7 @@ def _left_off(needed: Path, run: Run, *words: str | Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if needed.exists():
-            say(f"next: {hint(*words)}", quiet=run.quiet)
+            say(f"next: {shlex.join(['victorctl', *map(str, words)])}", quiet=run.quiet)
         raise
 
 

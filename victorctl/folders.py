@@ -134,9 +134,8 @@ def check_outside(out: Path, source: Path) -> None:
         VictorError: If the output is the source, or lies in it.
     """
     if out.expanduser().resolve().is_relative_to(source.expanduser().resolve()):
-        raise VictorError(
-            f"--out {out} lies in {source}, which is read", fix="choose another --out"
-        )
+        problem = f"--out {out} lies in {source}, which is read"
+        raise VictorError(problem, fix="choose another --out")
 
 
 def check_writable(out: Path) -> None:
