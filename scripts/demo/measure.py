@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 LOCAL = ("out", "report", "folder")  # paths on this machine, of no use to a reader
 INITS = ("visual", "embeddings")
 SHORT = ("registers", "quick")  # recipes that `init` trains
-STEPS, QUESTIONS, SEEDS = 400, 1000, (0, 1)
+STEPS, PICTURES, QUESTIONS, SEEDS = 400, 12, 1000, (0, 1)
 
 
 def run(words: list[str]) -> dict[str, Any]:
@@ -67,7 +67,9 @@ def measure_inits(out: Path) -> None:
     for recipe, seed, init in itertools.product(SHORT, SEEDS, INITS):
         more = {
             "convert": ["--init", init, "--seed", str(seed)],
-            "finetune": ["--steps", str(STEPS), "--seed", str(seed)],
+            "finetune": [
+                *("--steps", str(STEPS), "--batch-size", str(PICTURES), "--seed", str(seed)),
+            ],
             "eval": ["--limit", str(QUESTIONS), "--set", "eval.baselines=false"],
         }
         commands = stages(f"{recipe}-{init}-{seed}", recipe, out, more)
