@@ -56,6 +56,12 @@ def test_every_stage_computes_where_and_how_it_was_asked_for(stages):
         assert run.quiet
 
 
+def test_one_thread_computes_unless_more_are_asked_for(stages):
+    STAGE.demo(run=Run(quiet=True))
+
+    assert {run.threads for *_, run in stages} == {1}
+
+
 def test_an_earlier_demo_is_replaced_and_anything_else_refused(stages):
     for part in ("converted", "model", "model.training", "eval"):
         Path("d", part).mkdir(parents=True)

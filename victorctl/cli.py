@@ -112,7 +112,9 @@ def demo(
     device: Device = Run.device,
     dtype: Dtype = Run.dtype,
     attn: Attn = Run.attn,
-    threads: Threads = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; one if not given, as the model is small.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Convert, fine-tune and measure a small model that comes along, in a few minutes.

@@ -17,6 +17,7 @@ from victorctl.runtime import say
 from victorctl.sources import DEMO
 
 RECIPE = "demo/quick"
+THREADS = 1  # more would wait for each other: the model is small, and another draws the scenes
 DEFAULT_OUT = Path("victor-demo")
 PARTS = {"converted", "model", "model.training", "eval"}
 
@@ -58,7 +59,7 @@ def demo(*, run: Run, steps: int | None = None) -> dict[str, Any]:
     def part(name: str) -> Run:
         return Run(
             out=out / name, overwrite=True, quiet=run.quiet,
-            device=run.device, dtype=run.dtype, attn=run.attn, threads=run.threads,
+            device=run.device, dtype=run.dtype, attn=run.attn, threads=run.threads or THREADS,
         )  # fmt: skip
 
     victor, train = recipe.victor, recipe.train
