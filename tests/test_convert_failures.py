@@ -116,11 +116,18 @@ def test_an_existing_output_is_kept_unless_it_is_ours_and_may_go(llava, tmp_path
     assert left(tmp_path / "theirs") == ["thesis.tex"]
 
 
-@pytest.mark.parametrize("out", ["llava", "."])
-def test_the_source_is_never_overwritten(llava, tmp_path, out, monkeypatch):
+@pytest.mark.parametrize(
+    ("out", "sentence"),
+    [
+        ("llava", "which is read"),
+        ("llava/inside", "which is read"),
+        (".", "holds more than victorctl wrote there: llava"),
+    ],
+)
+def test_the_source_is_never_overwritten(llava, tmp_path, out, sentence):
     (llava / "victor.json").write_text("{}")
     (tmp_path / "victor.json").write_text("{}")
-    with pytest.raises(VictorError, match="holds the source itself"):
+    with pytest.raises(VictorError, match=sentence):
         run(llava, tmp_path / out, overwrite=True)
     assert "model.safetensors" in left(llava)
 

@@ -363,12 +363,11 @@ def test_an_earlier_report_is_replaced_whole(place, fast, tmp_path):
     out = tmp_path / "out"
     run, recipe = dataclasses.replace(QUIET, out=out), settings(place / "data" / "data.json")
     evaluate(place / "model", recipe=recipe, run=run)
-    (out / "of-the-first-run").touch()
+    (out / "report.html").write_text("of the first run")
 
     evaluate(place / "model", recipe=recipe, run=run)
 
-    assert (out / "report.json").is_file()
-    assert not (out / "of-the-first-run").exists()
+    assert (out / "report.html").read_text() != "of the first run"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
