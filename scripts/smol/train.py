@@ -59,8 +59,9 @@ ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "middle", "right")
 GROUND = "nothing"
 NAME = "what is this?"
+CACHE = "cache"
 LIST = "what is in the picture?"
-QUESTIONS = 6  # about a scene in one step; a list of what it shows comes on top
+QUESTIONS = 6  # about a scene in one step
 SAVE_EVERY = 120  # seconds
 
 
@@ -121,12 +122,18 @@ def listing(scene: scenes.Scene) -> str:
     return ", ".join(parts)
 
 
-def scene_row(seed: int) -> Row:
-    """Ask about a training scene, harder types more often, and have it listed."""
+def asking_row(seed: int) -> Row:
+    """Ask about a training scene, evenly over the types."""
     scene = scenes.scene(seed, "train")
     asked = random.Random(seed).sample(scene.questions(18), QUESTIONS)
-    said = [say(each.text, each.answer) for each in asked]
-    return Row(f"scene {seed}", (scene.picture,), (*said, say(LIST, listing(scene))))
+    said = tuple(say(each.text, each.answer) for each in asked)
+    return Row(f"scene {seed}", (scene.picture,), said)
+
+
+def listing_row(seed: int) -> Row:
+    """Have a training scene listed: one long answer that says all."""
+    scene = scenes.scene(seed, "train")
+    return Row(f"scene {seed}", (scene.picture,), (say(LIST, listing(scene)),))
 
 
 def emoji_row(emoji: Emoji, rng: random.Random) -> Row:
@@ -308,33 +315,35 @@ def answer_loss(model: Model, batch: Batch) -> Tensor:
     visual = batch.prefix == llava.config.image_token_id
     prefix = embed(batch.prefix).masked_scatter(visual[..., None], features)
     cache = DynamicCache(config=text.config)
-    text(inputs_embeds=prefix, attention_mask=batch.prefix_mask, past_key_values=cache)
+    text(inputs_embeds=prefix, attention_mask=batch.prefix_mask, **{CACHE: cache})
     cache.batch_select_indices(batch.row)
     mask = torch.cat([batch.prefix_mask[batch.row], batch.suffix_mask], dim=1)
     hidden = text(
         inputs_embeds=embed(batch.suffix),
         attention_mask=mask,
         position_ids=(mask.cumsum(dim=1) - 1)[:, batch.prefix.shape[1] :].clamp(min=0),
-        past_key_values=cache,
+        **{CACHE: cache},
     ).last_hidden_state
     return functional.cross_entropy(llava.lm_head(hidden[batch.asked]), batch.answers)
 
 
 def train_answers(model: Model, emoji: list[Emoji], chosen: argparse.Namespace) -> None:
-    """Teach the projector to have questions answered; a third of the pictures are emoji."""
+    """Teach the projector to have questions answered and, every third step, scenes listed."""
     rng = random.Random(1)
     start = chosen.first
     optimizer = torch.optim.AdamW(model.projector.parameters(), lr=chosen.rate, weight_decay=0.0)
     schedule = Schedule(optimizer, chosen.minutes, chosen.work / "train.log")
     saved = time.monotonic()
     for number in schedule:
+        make = listing_row if number % 3 == 2 else asking_row  # answers of one length together
         seeds = range(start + number * chosen.batch, start + (number + 1) * chosen.batch)
-        rows = [scene_row(seed) for seed in seeds]
-        rows += [emoji_row(rng.choice(emoji), rng) for _ in range(chosen.batch // 2)]
+        rows = [make(seed) for seed in seeds]
+        rows += [emoji_row(rng.choice(emoji), rng) for _ in range(chosen.batch // 4)]
         batch = collate(
             [encode(row, model.processor) for row in rows], padding_token(model.processor)
         )
-        schedule.step(every=10, answers=answer_loss(model, batch))
+        name = make.__name__.removesuffix("_row")
+        schedule.step(every=12, **{name: answer_loss(model, batch)})
         if time.monotonic() - saved > SAVE_EVERY:
             save(model, chosen.work)
             saved = time.monotonic()
