@@ -49,6 +49,7 @@ from victorctl.data.batches import encode, padding_token
 from victorctl.data.conversations import Conversation, Row, open_data
 from victorctl.distill import Batch, collate
 from victorctl.measures import is_right
+from victorctl.modeling_victor import CACHE
 from victorctl.questions import Question, questions
 from victorctl.recipe import EvalSection
 
@@ -59,7 +60,6 @@ ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "middle", "right")
 GROUND = "nothing"
 NAME = "what is this?"
-CACHE = "cache"
 LIST = "what is in the picture?"
 QUESTIONS = 6  # about a scene in one step
 SAVE_EVERY = 120  # seconds
