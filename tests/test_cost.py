@@ -49,6 +49,7 @@ TOWER = {
     "image_size": 30,
     "patch_size": 6,
 }
+OTHER_SIZE = Dinov2Config(**TOWER | {"image_size": 54, "mlp_ratio": 2})  # than it sees: 30 pixels
 # Two layers, no two widths equal, so small that every number can be worked by hand.
 BY_HAND = Shape(
     layers=2,
@@ -94,7 +95,7 @@ def count(config, text, build=LlavaForConditionalGeneration):
         (llava(CLIPVisionConfig(**TOWER), vision_feature_select_strategy="full"), 26),
         (llava(CLIPVisionConfig(**TOWER), vision_feature_layer=[-2, -1]), 25),
         (llava(SiglipVisionConfig(**TOWER), vision_feature_select_strategy="full"), 25),
-        (llava(Dinov2Config(**TOWER | {"image_size": 54, "mlp_ratio": 2}), image_seq_length=25), 25),
+        (llava(OTHER_SIZE, image_seq_length=25), 25),
     ],
     ids=["clip", "clip with class token", "clip with two taps", "siglip", "dinov2, other size"],
 )
