@@ -47,13 +47,13 @@ def trained(rung, positions="overlay", **settings):
     parameters = choose_parameters(model, section)
     torch.manual_seed(2)
     for name, value in parameters.items():
-        if "up" in name or "lora_B" in name:
+        if "up" in name or "lora_B" in name or "offsets" in name:
             torch.nn.init.normal_(value, std=0.3)
     return native, model, parameters, section
 
 
 @pytest.mark.parametrize("positions", ["overlay", "append"])
-@pytest.mark.parametrize("rung", ["registers", "register-lora", "lora"])
+@pytest.mark.parametrize("rung", ["registers", "deep", "register-lora", "lora"])
 def test_the_shared_prefix_gives_the_losses_and_gradients_of_the_plain_step(rung, positions):
     native, model, parameters, section = trained(rung, positions)
     processor = tiny_processor()

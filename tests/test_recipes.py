@@ -14,7 +14,7 @@ def test_every_recipe_that_ships_is_found_and_valid():
 
     assert list(found) == SHIPPED
     for name, file in found.items():
-        assert load_recipe(file).train.rung in ("registers", "register-lora", "lora"), name
+        assert load_recipe(file).train.rung in ("registers", "deep", "register-lora", "lora"), name
 
 
 def test_a_recipe_says_in_its_first_line_what_it_does():

@@ -82,8 +82,8 @@ class ConvertSection(Section):
 class TrainSection(Section):
     """How registers are trained."""
 
-    rung: Literal["registers", "register-lora", "lora"] = "register-lora"
-    """What is trained: registers; with low-rank updates at registers only; or at every position."""
+    rung: Literal["registers", "deep", "register-lora", "lora"] = "register-lora"
+    """What is trained: registers; and their offsets; or low-rank updates at them, or everywhere."""
 
     layers: Literal["early", "all"] = "all"
     """Language-model layers that get low-rank updates: those that see visual tokens, or all."""
@@ -107,7 +107,7 @@ class TrainSection(Section):
     """Highest learning rate."""
 
     register_learning_rate: float | None = Field(None, gt=0)
-    """Highest learning rate of the registers themselves; unset: the same."""
+    """Highest learning rate of registers and their offsets; unset: the same."""
 
     warmup: float = Field(0.03, ge=0, le=1)
     """Share of the steps in which the learning rate rises."""
