@@ -203,7 +203,10 @@ def test_a_wrong_flag_is_named_as_it_was_typed(key, value, message):
         ("train: {warmup: 2}\n", "train.warmup: expected 1 or less, got 2"),
         ("convert: {link: 2}\n", "convert.link: expected true or false, got 2"),
         ("data: {train: [a]}\n", "data.train: expected text, got ['a']"),
-        ("train: {cross_entropy: 0, distill: 0}\n", "r.yaml:1: train: cross_entropy and distill"),
+        (
+            "train: {cross_entropy: 0, distill: 0}\n",
+            "r.yaml:1: train: cross_entropy, distill and",
+        ),
         ("seed: 1\ntrain: {steps: 2}\nseed: 2\n", "r.yaml:3: 'seed' was already given at r.yaml:1"),
         ("train: {steps: 2, steps: 3}\n", "'train.steps' was already given at r.yaml:1"),
         ("a: &a {b: *a}\n", "r.yaml:1: unknown key 'a'"),

@@ -124,6 +124,9 @@ class TrainSection(Section):
     distill: float = Field(1.0, ge=0)
     """Weight of the loss on the unconverted model's own predictions."""
 
+    hidden: float = Field(0.0, ge=0)
+    """Weight of matching the unconverted model's late states; above 0, without teacher_cache."""
+
     temperature: float = Field(1.0, gt=0)
     """Softness at which predictions are compared in distillation."""
 
@@ -131,7 +134,7 @@ class TrainSection(Section):
     """Predictions of the unconverted model kept at each answer position."""
 
     teacher_cache: bool = True
-    """Keep the unconverted model's predictions on disk, computed once."""
+    """Keep the unconverted model's predictions on disk, computed once; not if train.hidden > 0."""
 
     checkpoint_every: int = Field(100, ge=1)
     """Steps between two checkpoints."""
@@ -141,9 +144,16 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _something_is_learnt(self) -> Self:
-        if self.cross_entropy == 0 and self.distill == 0:
-            raise ValueError("cross_entropy and distill are both 0, so there is nothing to learn")
+        if self.cross_entropy == self.distill == self.hidden == 0:
+            raise ValueError(
+                "cross_entropy, distill and hidden are all 0, so there is nothing to learn"
+            )
         return self
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the unconverted model is asked for anything."""
+        return self.distill > 0 or self.hidden > 0
 
 
 class DataSection(Section):

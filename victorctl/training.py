@@ -13,9 +13,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
+from victorctl.collation import Batch, collate
 from victorctl.data.batches import encode, padding_token
 from victorctl.data.conversations import Row
-from victorctl.distill import Batch, collate
 from victorctl.errors import VictorError
 from victorctl.recipe import TrainSection
 
