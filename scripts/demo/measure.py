@@ -1,10 +1,11 @@
 """Measure the demo as a user would, and keep what the commands print for docs/results.md.
 
-    python scripts/demo/measure.py victor lora registers positions --out measured
+    python scripts/demo/measure.py victor lora registers positions registers-study --out measured
 
 A recipe of the demo is converted, trained and evaluated once, for docs/results/demo-NAME.json. A
 study does so for every variant of a recipe that `STUDIES` lists. Its file grows by one run at a
-time, and what it holds already is not run again, so that a study can be stopped and started.
+time, and what it holds already is not run again, so that a study can be stopped and started. When
+all runs of `registers-study` are there, they are drawn: docs/images/registers.png.
 """
 
 import argparse
@@ -13,15 +14,17 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from victorctl import plots
 from victorctl.files import write_whole
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "docs" / "results"
+PLOT = ROOT / "docs" / "images" / "registers.png"
 LOCAL = ("out", "report", "folder")  # paths on this machine, of no use to a reader
 
 Settings = Mapping[str, Any]
@@ -67,6 +70,33 @@ STUDIES = {
             )
         ),
     ),
+    "registers-study": Study(
+        recipe="registers",
+        shared=QUESTIONS,
+        variants=(
+            {},
+            {"train.steps": 2400},
+            {"train.rung": "deep"},
+            {"train.hidden": 1.0},
+            {"victor.drop_layer": 3},
+            {"victor.drop_layer": 4},
+            {"victor.registers": 16},
+            {"victor.registers": 32},
+            {
+                "train.rung": "deep",
+                "victor.drop_layer": 4,
+                "victor.registers": 16,
+                "train.steps": 2400,
+            },
+        ),
+    ),
+}
+NAMES = {  # of a setting, where variants are told apart
+    "train.steps": "{:,} steps",
+    "train.rung": "{}",
+    "train.hidden": "hidden states",
+    "victor.drop_layer": "k={}",
+    "victor.registers": "M={}",
 }
 
 
@@ -149,6 +179,37 @@ def again(stage: str, words: list[str]) -> list[str]:
     return words if stage == "eval" else [*words, "--overwrite"]
 
 
+def name_of(variant: Settings) -> str:
+    """Say what a variant of registers alone changes."""
+    return ", ".join(NAMES[key].format(value) for key, value in variant.items()) or "demo/registers"
+
+
+def points(runs: Sequence[dict[str, Any]], victor: dict[str, Any]) -> list[plots.Point]:
+    """Place registers alone beside register-LoRA and pooled tokens, as demo/victor has them."""
+    there = {point.name: point for point in plots.points_of(victor["eval"], "register-lora")}
+    other = replace(there["register-lora"], kind="other", interval=None)
+    alone = [
+        plots.Point(
+            name_of(run["changed"]),
+            run["eval"]["mean_visual_tokens"]["model"],
+            run["eval"]["kept"],
+            kind="model",
+        )
+        for run in runs
+    ]
+    return [there["base"], other, there["pool"], *alone]
+
+
+def draw() -> None:
+    """Draw the study of registers alone, as far as it has come."""
+    runs, victor = (
+        json.loads((RESULTS / f"demo-{name}.json").read_text())
+        for name in ("registers-study", "victor")
+    )
+    figure = plots.tradeoff(points(runs["runs"], victor), plots.Palette())
+    write_whole(PLOT, plots.png(figure))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="+", help=f"recipes of the demo, or {', '.join(STUDIES)}")
@@ -156,3 +217,5 @@ if __name__ == "__main__":
     given = parser.parse_args()
     for each in given.names:
         study(each, given.out) if each in STUDIES else measure(each, given.out)
+        if each == "registers-study":
+            draw()
