@@ -83,7 +83,7 @@ class TrainSection(Section):
     """How registers are trained."""
 
     rung: Literal["registers", "deep", "register-lora", "lora"] = "register-lora"
-    """What is trained: registers; and their offsets; or low-rank updates at them, or everywhere."""
+    """Trained: registers; they and offsets; they and low-rank updates at them only, or anywhere."""
 
     layers: Literal["early", "all"] = "all"
     """Language-model layers that get low-rank updates: those that see visual tokens, or all."""
