@@ -35,7 +35,7 @@ def victor_llava(  # noqa: PLR0913
         drop_layer: k.
         positions: `overlay` or `append`.
         adapter: `rank`, `alpha` and `layers`, or None.
-        window: Sliding window of the text model.
+        window: Sliding window of the text model; under qwen2 in every other layer.
     """
     native = tiny_model(text=text)
     config = copy.deepcopy(native.config)
@@ -43,6 +43,8 @@ def victor_llava(  # noqa: PLR0913
         part.dtype = torch.float32  # as where a model was loaded
     if window:
         config.text_config.sliding_window = window
+        if text == "qwen2":
+            config.text_config.layer_types = ["full_attention", "sliding_attention"] * 3
     config.victor = {
         "registers": registers,
         "drop_layer": drop_layer,

@@ -11,6 +11,8 @@ reset keeps the masks; registers_off caches not told; layers of a window are the
 where none is wanted; packed judged where a mask is given; gaps judged in padding.
 """
 
+import copy
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -38,6 +40,7 @@ WAYS = {
     "beams": {**PLAIN, "num_beams": 3, "num_return_sequences": 2},
     "sampling": SAMPLED,
     "several": {**SAMPLED, "num_return_sequences": 3},
+    "sampled beams": {**SAMPLED, "num_beams": 2},
 }
 
 
@@ -84,14 +87,6 @@ def test_the_cache_works_under_a_sliding_window():
     cached, recomputed = generate(model, batch), generate(model, batch, use_cache=False)
 
     assert torch.equal(cached.sequences, recomputed.sequences)
-
-
-def test_prompt_lookup_crops_the_cache_and_changes_nothing():
-    model, batch = shared("llama", adapted=True), inputs("abab#abab")
-
-    looked_up = generate(model, batch, prompt_lookup_num_tokens=2, max_new_tokens=8)
-
-    assert torch.equal(looked_up.sequences, generate(model, batch, max_new_tokens=8).sequences)
 
 
 def test_a_generated_image_token_is_text():
@@ -158,13 +153,19 @@ def test_an_empty_dynamic_cache_is_filled_in_place():
     assert_close(step.logits[:, -1], expected)
 
 
-def test_generate_fills_an_empty_dynamic_cache_in_place():
-    model, batch, cache = shared("llama"), inputs("ab#cd"), DynamicCache()
+@pytest.mark.parametrize("config", [False, True], ids=["without layers", "with layers"])
+@pytest.mark.parametrize("text", ["llama", "mistral", "qwen2"])
+def test_generate_fills_an_empty_dynamic_cache_in_place(text, config):
+    model, batch = victor_llava(text, window=None if text == "llama" else 7), inputs("ab#cd", "e")
+    cache = DynamicCache(config=model.config) if config else DynamicCache()
 
-    filled = generate(model, batch, past_key_values=cache)
+    filled = generate(model, batch, **{CACHE: cache})
 
-    assert filled.past_key_values is cache
-    assert torch.equal(filled.sequences, generate(model, batch).sequences)
+    assert filled[CACHE] is cache
+    assert torch.equal(filled.sequences, generate(model, batch, use_cache=False).sequences)
+    kept = [layer.keys.shape[-2] for layer in cache.layers]  # of 20 + 4, and of 4 + 4; 3 registers
+    windows = {"llama": [], "mistral": range(6), "qwen2": [1, 3, 5]}[text] if config else []
+    assert kept == [6 if place in windows else (27, 11)[place > 1] for place in range(6)]
 
 
 @torch.no_grad()
@@ -218,6 +219,40 @@ def test_a_second_turn_passes_only_what_is_new(text, positions, prompts, added, 
     assert torch.equal(continued.sequences, scratch.sequences)
     for step, expected in zip(continued.logits, scratch.logits, strict=True):
         assert_close(step, expected, tolerance=2e-5)
+
+
+@pytest.mark.parametrize("added", ["efg", "e#f"])
+def test_new_tokens_may_come_alone_under_a_mask_of_all(added):
+    model, batch = shared("llama", adapted=True), inputs("ab#cd", "c")
+    first = generate(model, batch)
+    second = next_turn(batch, first.sequences, added, added)
+    if "#" in added:
+        second["pixel_values"] = pictures(2, first=1)
+    other = copy.deepcopy(first[CACHE])
+    expected = generate(model, second, **{CACHE: first[CACHE]}).sequences
+
+    second["input_ids"] = second["input_ids"][:, other.get_seq_length() :]
+    alone = generate(model, second, **{CACHE: other}).sequences
+
+    assert torch.equal(alone[:, -5:], expected[:, -5:])
+
+
+@pytest.mark.parametrize("positions", ["overlay", "append"])
+def test_a_cache_is_copied_to_go_on_in_several_ways(positions):
+    model = shared("llama", positions=positions, adapted=True)
+    with torch.no_grad():
+        prefix = model(**inputs("ab#c"), use_cache=True)[CACHE]
+
+    for prompt in ("ab#cde", "ab#cfgh", "ab#c##"):
+        batch, how = inputs(prompt), {CACHE: copy.deepcopy(prefix)}
+        expected = generate(model, batch, use_cache=False).sequences
+        batch["pixel_values"] = batch["pixel_values"][1:]
+        if not len(batch["pixel_values"]):
+            del batch["pixel_values"]
+        assert torch.equal(generate(model, batch, **how).sequences, expected)
+
+    assert prefix.get_seq_length() == 19
+    assert [layer.get_seq_length() for layer in prefix.layers] == [22, 22, 6, 6, 6, 6]
 
 
 @pytest.mark.parametrize("positions", ["overlay", "append"])
@@ -298,6 +333,19 @@ def test_a_cache_padded_on_the_right_is_not_cropped_where_rows_would_lose_differ
         cache.crop(-1)
 
     assert [layer.get_seq_length() for layer in cache.layers] == [21, 21, 5, 5, 5, 5]
+
+
+@pytest.mark.parametrize("count", [3, 100])
+@torch.no_grad()
+def test_a_cache_of_text_can_be_cropped_to_nothing_and_begin_again(count):
+    model = shared("llama", adapted=True)
+    cache = model(**inputs("abc"), use_cache=True).past_key_values
+
+    cache.crop(-count)
+
+    assert cache.get_seq_length() == 0
+    again = model(**inputs("d#e"), past_key_values=cache)
+    assert torch.equal(again.logits, model(**inputs("d#e")).logits)
 
 
 @torch.no_grad()
