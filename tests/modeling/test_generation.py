@@ -33,6 +33,7 @@ from victorctl.modeling_victor import CACHE, VictorCache
 
 ENDS = 2  # </s>
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "suppress_tokens": [IMAGE, ENDS]}
+OUT = {"return_dict_in_generate": True, "output_logits": True, "output_scores": True}
 PROMPTS = ("ab#cd", "abc", "#a#bcde", "ab##")  # pictures 0; none; 1 and 2; 3 and 4
 
 
@@ -147,9 +148,10 @@ def test_looking_guesses_up_in_the_prompt_changes_no_token(prompt, positions, re
     model, batch = shared("llama", positions=positions, adapted=True), inputs(prompt)
     how = {"max_new_tokens": 12, "prefix_allowed_tokens_fn": only_a_and_b}
 
-    looked_up = generate(model, batch, prompt_lookup_num_tokens=3, **how)
+    looked_up = generate(model, batch, prompt_lookup_num_tokens=3, **how, **OUT)
 
-    assert torch.equal(looked_up, generate(model, batch, **how))
+    assert torch.equal(looked_up.sequences, generate(model, batch, **how))
+    assert looked_up[CACHE].get_seq_length() == len(ids(prompt)) + 11
     assert len(removed) < 12  # some guesses were right
     assert any(removed)  # and some wrong
 
@@ -223,8 +225,6 @@ def test_nothing_is_guessed_on_top_of_a_filled_cache(prompt):
 
 # ---- What is handed out --------------------------------------------------------------------------
 
-OUT = {"return_dict_in_generate": True, "output_logits": True, "output_scores": True}
-
 
 def test_every_step_hands_out_states_of_the_callers_length_and_what_the_head_reads_in_them():
     model, batch = shared("llama", adapted=True), inputs("ab#cd", "#e#f")  # 20 and 34 tokens
@@ -285,26 +285,10 @@ def test_processors_and_criteria_are_told_of_the_callers_tokens_and_no_register(
     assert len(tokens) == 23
 
 
-@pytest.mark.parametrize("guessing", [{}, {"prompt_lookup_num_tokens": 2}], ids=["", "lookup"])
-def test_a_streamer_prints_the_answer(guessing, capsys):
+def test_a_streamer_prints_the_answer_and_no_placeholder(capsys):
     tokenizer = tiny_processor().tokenizer
+    streamer = TextStreamer(tokenizer, skip_prompt=True)
 
-    tokens = generate(
-        shared("llama"),
-        inputs("abab#ab"),
-        streamer=TextStreamer(tokenizer, skip_prompt=True),
-        **guessing,
-    )
+    tokens = generate(shared("llama"), inputs("ab#cd"), streamer=streamer)[0]
 
-    assert capsys.readouterr().out.split() == tokenizer.decode(tokens[0, 22:]).split()
-
-
-def test_a_way_of_generating_can_be_brought_along():
-    model, batch = shared("llama", adapted=True), inputs(*PROMPTS)
-
-    def sample(model, input_ids, **kwargs):
-        return model._sample(input_ids, **kwargs)
-
-    brought = generate(model, batch, custom_generate=sample)
-
-    assert torch.equal(brought, generate(model, batch))
+    assert capsys.readouterr().out.split() == tokenizer.decode(tokens[20:]).split()
