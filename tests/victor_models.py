@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from tests.tiny import VISUAL_TOKENS, tiny_model, tiny_processor
-from victorctl.modeling_victor import VictorLlava
+from victorctl.modeling_victor import CACHE, VictorLlava
 
 IMAGE = 4  # the id of "<image>" in the vocabulary of `tests.tiny`
 ADAPTER = {"rank": 4, "alpha": 6.0, "layers": "all"}  # alpha != rank, so that the scale shows
+ENDS = 2  # the id of "</s>"
+PLAIN = {"max_new_tokens": 5, "do_sample": False, "suppress_tokens": [IMAGE, ENDS]}
 CLOSE = 3e-5  # of the largest value: what single precision leaves after six layers
 
 
@@ -121,6 +123,17 @@ def assert_close(ours: Tensor, expected: Tensor, tolerance: float = CLOSE) -> No
     """Compare two tensors; the tolerance is a share of the largest expected value."""
     scale = float(expected.detach().abs().max())
     torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance * scale)
+
+
+def generate(
+    model: nn.Module, batch: dict[str, Tensor], past_key_values: Any = None, **how: Any
+) -> Any:
+    """Generate a few tokens, greedily unless `how` says else, with the logits of every step."""
+    torch.manual_seed(0)
+    if past_key_values is not None:
+        how[CACHE] = past_key_values
+    how = {**PLAIN, "return_dict_in_generate": True, "output_logits": True, **how}
+    return model.generate(**batch, **how)
 
 
 # ---- What a Victor model computes, from the parts of the native model alone ----------------------

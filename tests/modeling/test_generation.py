@@ -1,6 +1,9 @@
 """However tokens are generated they are those of plain decoding, and the caller sees no register.
 
-Faults planted and caught: FAULTS
+Faults planted and caught: late padding attended; images end in another order; an image answers with
+its first register; crop leaves positions; crop leaves the length; crop one token behind an image
+refused; an adopted cache forgets to record its past; a guessed image token is visual; guesses on
+top of a filled cache allowed; states of the sequence, not the caller's.
 """
 
 import copy
@@ -19,7 +22,9 @@ from transformers import (
 
 from tests.tiny import tiny_model, tiny_processor
 from tests.victor_models import (
+    ENDS,
     IMAGE,
+    PLAIN,
     assert_close,
     each,
     ids,
@@ -31,8 +36,7 @@ from tests.victor_models import (
 )
 from victorctl.modeling_victor import CACHE, VictorCache
 
-ENDS = 2  # </s>
-GREEDY = {"max_new_tokens": 6, "do_sample": False, "suppress_tokens": [IMAGE, ENDS]}
+GREEDY = {**PLAIN, "max_new_tokens": 6}
 OUT = {"return_dict_in_generate": True, "output_logits": True, "output_scores": True}
 PROMPTS = ("ab#cd", "abc", "#a#bcde", "ab##")  # pictures 0; none; 1 and 2; 3 and 4
 
@@ -50,8 +54,7 @@ RAGGED = (
 )  # 1 to 131 tokens, 0 to 8 images
 
 
-@pytest.mark.parametrize("positions", ["overlay", "append"])
-@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize(("positions", "beams"), [("overlay", 1), ("append", 2)])
 def test_sixteen_rows_of_up_to_eight_images_generate_what_each_generates_alone(positions, beams):
     model, how = shared("llama", positions=positions, adapted=True), {"max_new_tokens": 3}
     assert sorted({prompt.count("#") for prompt in RAGGED}) == [*range(9)]
@@ -166,7 +169,7 @@ CACHES = {
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("text", ["mistral", "qwen2"])  # every layer has a window; every other has
 def test_guesses_are_taken_back_where_a_sliding_window_is_full(text, cache, removed):
-    model, batch = victor_llava(text, window=7), inputs("abab#abab")
+    model, batch = shared(text, window=7), inputs("abab#abab")
     how = {"max_new_tokens": 12, "prefix_allowed_tokens_fn": lambda row, tokens: ids("abc")}
 
     given = CACHES[cache](model.config)
@@ -177,7 +180,7 @@ def test_guesses_are_taken_back_where_a_sliding_window_is_full(text, cache, remo
 
 
 def test_a_victor_assistant_takes_guesses_back_where_its_window_is_full():
-    model, batch = victor_llava("mistral", window=7), inputs("abab#abab")
+    model, batch = shared("mistral", window=7), inputs("abab#abab")
 
     assisted = generate(model, batch, assistant_model=copy.deepcopy(model))
 

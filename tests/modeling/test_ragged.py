@@ -2,7 +2,9 @@
 
 A Pixtral tower cuts a picture into patches of 8 x 8 whatever its size.
 
-Faults planted and caught: FAULTS
+Faults planted and caught: all images as long as each other; images in one chunk taken for one;
+every image read in the first chunk; chunks that cut a picture; chunks that end where pictures meet
+refused; overlay asks the largest picture; late padding attended.
 """
 
 import copy
@@ -14,13 +16,13 @@ from torch import nn
 from transformers import LlavaConfig, PixtralVisionConfig
 
 from tests.tiny import tiny_model
-from tests.victor_models import ADAPTER, IMAGE, assert_close, ids
+from tests.victor_models import ADAPTER, IMAGE, PLAIN, assert_close, ids
 from victorctl.modeling_victor import VictorLlava
 
 SIZES = ((24, 16), (16, 40), (32, 32), (8, 24))  # of the pictures in turn: height and width
 TOKENS = (6, 10, 16, 3)
 PROMPTS = ("a#b", "c", "##", "d#e#")  # pictures 0; none; 1 and 2; 3 and 0 again
-GREEDY = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": [IMAGE, 2]}
+GREEDY = {**PLAIN, "max_new_tokens": 4}
 
 
 @functools.cache
@@ -115,8 +117,7 @@ def test_every_picture_has_its_registers_right_behind_it(positions):
     assert lengths == [sum(TOKENS) + 2 + 4 * 3] * 2 + [2 + 4 * 3] * 4
 
 
-@pytest.mark.parametrize("positions", ["overlay", "append"])
-@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize(("positions", "beams"), [("overlay", 1), ("append", 2)])
 def test_a_row_generates_what_it_generates_alone_and_uncached(positions, beams):
     model, how = pixtral(positions), {**GREEDY, "num_beams": beams}
 

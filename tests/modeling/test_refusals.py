@@ -3,7 +3,10 @@
 Faults planted and caught: each refusal taken out (overlay of too few tokens, truncated images, drop
 layers 0 and n, packed sequences, gaps under append, four-dimensional masks, offloaded, filled and
 static caches adopted, embeddings alone, unconverted folders, flash attention); four-dimensional
-masks refused too late; chunks that cut an image, counted from the first token of an older turn.
+masks refused too late; chunks that cut an image, counted from the first token of an older turn;
+new tokens alone taken for all of them; images in one chunk taken for one; every image read in the
+first chunk; chunks that end where images meet refused; chunks of the unconverted model refused;
+the mask of all chunks given to each; any cache adopted.
 """
 
 import copy
