@@ -195,7 +195,6 @@ def masked_logits(
                 attention_mask=mask[None, None],
                 position_embeddings=rotary,
                 position_ids=position,
-                past_key_values=None,
                 use_cache=False,
             )
     logits = native.lm_head(text.norm(hidden))[0]

@@ -55,6 +55,9 @@ TEXT, VISUAL, REGISTER = 0, 1, 2
 CAPTURED = ("output_hidden_states", "output_attentions", "output_router_logits")
 """What a caller or a configuration may ask the layers to hand out."""
 
+CACHE = "cache" if hasattr(BaseModelOutputWithPast, "cache") else "past_key_values"
+"""What this version of transformers calls the cache, in arguments and in outputs."""
+
 VARIANT = "victor"
 WEIGHTS = "victor.safetensors"
 BASE_WEIGHTS = "model.safetensors"
@@ -645,8 +648,8 @@ class VictorText:
             inputs_embeds=hidden,
             attention_mask=tokens.valid if cache is None else cache.mask(stage, tokens.valid),
             position_ids=tokens.position,
-            past_key_values=None if cache is None else cache.window(start, stop),
             use_cache=cache is not None,
+            **{CACHE: None if cache is None else cache.window(start, stop)},
             **kwargs,
         )
 
@@ -659,13 +662,16 @@ class VictorText:
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         images: Images | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the text model; `images` are those whose features `inputs_embeds` holds.
 
-        Where there is nothing to drop, now or in the cache, this is the native forward.
+        Where there is nothing to drop, now or in the cache, this is the native forward. The cache
+        is taken under both of its names.
         """
-        cache = self._cache(past_key_values, use_cache, images)
+        given = past_key_values if cache is None else cache
+        cache = self._cache(given, use_cache, images)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if images is not None or (cache is not None and cache.dropped):
@@ -677,9 +683,9 @@ class VictorText:
         output = super().forward(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            **{CACHE: given if cache is None else cache},
             **kwargs,
         )
         if cache is not None:
@@ -727,9 +733,9 @@ class VictorText:
             attentions = first.attentions + second.attentions
         return BaseModelOutputWithPast(
             last_hidden_state=scatter(second.last_hidden_state, late, length),
-            past_key_values=cache,
             hidden_states=states,
             attentions=attentions,
+            **{CACHE: cache},
         )
 
     def arrange(
@@ -780,8 +786,8 @@ class VictorText:
                 "A Victor model cannot put an image into this cache: "
                 f"{'an offloaded' if getattr(cache, 'offloading', False) else 'a'} "
                 f"{type(cache).__name__} that holds {cache.get_seq_length()} tokens. It needs "
-                "layers of two lengths.\n  fix: pass no cache_implementation, and as "
-                "past_key_values an empty DynamicCache() or the cache that this model returned"
+                f"layers of two lengths.\n  fix: pass no cache_implementation, and as {CACHE} "
+                "an empty DynamicCache() or the cache that this model returned"
             )
         return adopted
 
@@ -947,7 +953,7 @@ class VictorMixin:
         """Read the prompt, in chunks if so asked, none of which may end inside an image."""
         size = generation_config.prefill_chunk_size
         if size is not None and self.victor.enabled:
-            past = model_kwargs.get("past_key_values")
+            past = model_kwargs.get(CACHE)
             mask = model_kwargs.get("attention_mask")
             new = past is None or (mask is not None and mask.shape[1] > input_ids.shape[1])
             start = 0 if new else past.get_seq_length()
@@ -973,9 +979,13 @@ class VictorMixin:
         logits_to_keep: int | Tensor = 0,
         image_sizes: Tensor | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Run the model; arguments and outputs are those of the native class.
+
+        The cache is taken under both of its names, `past_key_values` and, since transformers 5.24,
+        `cache`.
 
         Raises:
             ValueError: For `inputs_embeds` without `input_ids`, fewer visual tokens than registers
@@ -1007,7 +1017,6 @@ class VictorMixin:
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             vision_feature_layer=vision_feature_layer,
             vision_feature_select_strategy=vision_feature_select_strategy,
@@ -1015,6 +1024,7 @@ class VictorMixin:
             logits_to_keep=logits_to_keep,
             image_sizes=image_sizes,
             mm_encoder_outputs=features or None,
+            **{CACHE: past_key_values if cache is None else cache},
             **kwargs,
         )
 

@@ -3,7 +3,8 @@
 Faults planted and caught: hooks never installed; hooks installed only for arguments; the state at
 the cut counted twice; states chosen slice by slice; states of the sequence, not the caller's; a
 copy's hooks stay with the original; registers not cast to the hidden type; adapters not cast; gates
-closed after the forward; gates not kept for a layer that is computed again.
+closed after the forward; gates not kept for a layer that is computed again; the cache passed on
+under its old name only, and under its new name only.
 """
 
 import ast
@@ -14,17 +15,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from tests.victor_models import (
     ADAPTER,
     IMAGE,
     assert_close,
+    ids,
     inputs,
     shared,
     shared_native,
     victor_llava,
 )
 from victorctl import modeling_victor
+from victorctl.modeling_victor import CACHE
 
 BATCH = ("ab#cd", "#e#f")  # 20 and 34 tokens
 LENGTH = 34
@@ -133,6 +137,20 @@ def test_logits_to_keep_counts_from_the_end_or_marks_what_is_wanted():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+@torch.no_grad()
+def test_a_cache_may_have_either_name_and_comes_back_under_that_of_the_native_class(name):
+    model, batch, cache = shared("llama"), inputs("ab#cd"), DynamicCache()
+
+    output = model(**batch, **{name: cache})
+    step = model(input_ids=torch.tensor([ids("e")]), **{name: cache})
+
+    assert output.keys() == shared_native(text="llama")(**batch, use_cache=True).keys()
+    assert output[CACHE] is cache
+    assert cache.get_seq_length() == 21
+    assert_close(step.logits[:, -1], model(**inputs("ab#cde")).logits[:, -1])
+
+
 def test_a_tuple_comes_back_where_one_is_asked_for():
     model, batch = shared("llama"), inputs(*BATCH)
 
