@@ -94,30 +94,72 @@ class Gate(threading.local):
         return Gate, ()  # a copy starts closed
 
 
-class LowRank(nn.Module):
-    """A low-rank update of one Linear, at registers only: no other token's arithmetic changes.
+class AtRegisters(nn.Module):
+    """Something learned that `add` adds at registers only: no other token's arithmetic changes.
+
+    Args:
+        gate: Of the decoder layer that it acts in.
+    """
+
+    hook = "forward"  # or "forward_pre", to change what a module is given
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def attach(self, module: nn.Module) -> None:
+        """Hook `add` to a module; nothing happens where it is hooked already."""
+        if self.add not in getattr(module, f"_{self.hook}_hooks").values():
+            getattr(module, f"register_{self.hook}_hook")(self.add)
+
+    def detach(self, module: nn.Module) -> None:
+        """Take the hook away; nothing happens where there is none."""
+        hooks = getattr(module, f"_{self.hook}_hooks")
+        for key in [key for key, hook in hooks.items() if hook == self.add]:
+            del hooks[key]
+
+
+class Offset(AtRegisters):
+    """One more learned vector for each register, added to its state before a decoder layer [r, d].
+
+    Source: Liu et al. 2021, arXiv 2110.07602, for prompts in every layer; adding to the state
+    instead of replacing it is this project's.
+    """
+
+    hook = "forward_pre"
+
+    def __init__(self, layer: nn.Module, count: int, width: int, gate: Gate) -> None:
+        super().__init__(gate)
+        self.weight = nn.Parameter(torch.empty(count, width))
+        self.attach(layer)
+
+    def forward(self, images: int) -> Tensor:
+        """Give every image its own copy of the offsets [images * r, d]."""
+        return self.weight.repeat(images, 1)
+
+    def add(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Add the offsets to a layer's input, below the drop: there every image has all of r."""
+        rows, (hidden, *others) = self.gate.rows, inputs
+        if rows is None:
+            return None
+        offsets = self(len(rows) // self.weight.shape[0]).to(hidden)
+        flat = hidden.flatten(0, -2)  # not in place: it is the output of the layer before
+        return flat.index_add(0, rows.to(hidden.device), offsets).view_as(hidden), *others
+
+
+class LowRank(AtRegisters):
+    """A low-rank update of one Linear.
 
     Source: Hu et al. 2021, arXiv 2106.09685, for the update; acting at registers alone is this
     project's.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, scale: float, gate: Gate) -> None:
-        super().__init__()
+        super().__init__(gate)
         self.down = nn.Parameter(torch.empty(rank, linear.in_features))
         self.up = nn.Parameter(torch.empty(linear.out_features, rank))
-        self.scale, self.gate = scale, gate
+        self.scale = scale
         self.attach(linear)
-
-    def attach(self, linear: nn.Linear) -> None:
-        """Hook the update to a Linear; nothing happens where it is hooked already."""
-        if self.add not in linear._forward_hooks.values():
-            linear.register_forward_hook(self.add)
-
-    def detach(self, linear: nn.Linear) -> None:
-        """Take the hook away; nothing happens where there is none."""
-        for key, hook in list(linear._forward_hooks.items()):
-            if hook == self.add:
-                del linear._forward_hooks[key]
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map register states [rows, in] to their update, not yet scaled [rows, out]."""
@@ -139,9 +181,8 @@ class LowRank(nn.Module):
 class Adapter(nn.Module):
     """The low-rank updates of one decoder layer, one per Linear outside of expert banks."""
 
-    def __init__(self, layer: nn.Module, rank: int, scale: float) -> None:
+    def __init__(self, layer: nn.Module, rank: int, scale: float, gate: Gate) -> None:
         super().__init__()
-        self.gate = Gate()
         linears = {
             name: module
             for name, module in layer.named_modules()
@@ -149,14 +190,14 @@ class Adapter(nn.Module):
         }
         self.linears = nn.ModuleDict(
             {
-                name.replace(".", "-"): LowRank(linear, rank, scale, self.gate)
+                name.replace(".", "-"): LowRank(linear, rank, scale, gate)
                 for name, linear in linears.items()
             }
         )
 
 
 class Victor(nn.Module):
-    """Everything that a conversion adds: registers, and low-rank updates at the registers if any.
+    """Everything that a conversion adds: registers, and what else is learned at them, if any.
 
     Args:
         settings: The `victor` section of the configuration.
@@ -172,9 +213,19 @@ class Victor(nn.Module):
         self.inserting = True  # False: the drop without registers
         self.reduce = drop_visual  # what happens to the sequence before layer `drop_layer`
         self.registers = Registers(settings["registers"], width)
+        self.gates = [Gate() for _ in layers]
+        self.offsets = nn.ModuleDict()
         self.adapters = nn.ModuleDict()
+        if settings.get("deep"):
+            self.deepen(layers)
         if settings.get("adapter"):
             self.adapt(layers, settings["adapter"])
+
+    def deepen(self, layers: nn.ModuleList) -> None:
+        """Give the decoder layers below the drop their offsets; the first has the registers."""
+        count, width = self.registers.weight.shape
+        for index in range(1, self.drop_layer):
+            self.offsets[str(index)] = Offset(layers[index], count, width, self.gates[index])
 
     def adapt(self, layers: nn.ModuleList, adapter: dict[str, Any]) -> None:
         """Give decoder layers their adapters.
@@ -186,28 +237,30 @@ class Victor(nn.Module):
         count = self.drop_layer if adapter["layers"] == "early" else len(layers)
         scale = adapter["alpha"] / adapter["rank"]
         for index in range(count):
-            self.adapters[str(index)] = Adapter(layers[index], adapter["rank"], scale)
+            gate = self.gates[index]
+            self.adapters[str(index)] = Adapter(layers[index], adapter["rank"], scale, gate)
 
     def attach(self, layers: nn.ModuleList) -> None:
-        """Hook the updates to the Linears that are there now: quantising replaces them on load."""
-        for update, linear in self._updates(layers):
-            update.attach(linear)
+        """Hook to the modules that are there now: quantising replaces Linears on load."""
+        for learned, module in self._hooked(layers):
+            learned.attach(module)
 
     def detach(self, layers: nn.ModuleList) -> None:
         """Take the hooks away, so that the unconverted model runs as fast as the native class."""
-        for update, linear in self._updates(layers):
-            update.detach(linear)
+        for learned, module in self._hooked(layers):
+            learned.detach(module)
 
-    def _updates(self, layers: nn.ModuleList) -> Iterator[tuple[LowRank, nn.Module]]:
+    def _hooked(self, layers: nn.ModuleList) -> Iterator[tuple[AtRegisters, nn.Module]]:
+        for index, offset in self.offsets.items():
+            yield offset, layers[int(index)]
         for index, adapter in self.adapters.items():
             for name, update in adapter.linears.items():
                 yield update, layers[int(index)].get_submodule(name.replace("-", "."))
 
     def open_gates(self, start: int, stop: int, rows: Tensor | None) -> None:
-        """Tell the adapters of layers start..stop-1 which flat rows hold registers, if any."""
-        for index in range(start, stop):
-            if str(index) in self.adapters:
-                self.adapters[str(index)].gate.rows = rows
+        """Tell layers start..stop-1 which flat rows hold registers, if any."""
+        for gate in self.gates[start:stop]:
+            gate.rows = rows
 
     def keep_gates(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
         """Make a checkpointing function compute a layer again with the gates as they were.
@@ -216,11 +269,10 @@ class Victor(nn.Module):
         """
 
         def run(layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            gates = [adapter.gate for adapter in self.adapters.values()]
-            before = [gate.rows for gate in gates]
+            before = [gate.rows for gate in self.gates]
 
             def again(*inputs: Any, **named: Any) -> Any:
-                for gate, rows in zip(gates, before, strict=True):
+                for gate, rows in zip(self.gates, before, strict=True):
                     gate.rows = rows
                 return layer(*inputs, **named)
 
@@ -885,8 +937,9 @@ class VictorMixin:
 
     Only the whole model looks for images: `model.model(...)` is the unconverted inner model.
 
-    `config.victor` holds `registers`, `drop_layer`, `positions` (`overlay` or `append`) and
-    `adapter` (None, or `rank`, `alpha` and `layers`: `early` or `all`).
+    `config.victor` holds `registers`, `drop_layer`, `positions` (`overlay` or `append`),
+    `adapter` (None, or `rank`, `alpha` and `layers`: `early` or `all`), and `deep` where registers
+    have offsets.
     """
 
     # Engines with one length for all layers must not pick this up.
@@ -912,9 +965,11 @@ class VictorMixin:
         self.init_weights()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Draw registers like token embeddings; a fresh low-rank update is zero."""
+        """Draw registers like token embeddings; fresh offsets and low-rank updates are zero."""
         if isinstance(module, Registers):
             nn.init.normal_(module.weight, std=self.config.text_config.initializer_range)
+        elif isinstance(module, Offset):
+            nn.init.zeros_(module.weight)
         elif isinstance(module, LowRank):
             nn.init.normal_(module.down, std=module.down.shape[1] ** -0.5)
             nn.init.zeros_(module.up)

@@ -17,7 +17,7 @@ import torch
 from tests import backbones
 from tests.modeling import laws
 from tests.tiny import tiny_picture, tiny_processor
-from tests.victor_models import ADAPTER, IMAGE, inputs, shared_native, victor_folder, victor_llava
+from tests.victor_models import ALL, IMAGE, inputs, shared_native, victor_folder, victor_llava
 from victorctl import modeling_victor
 
 SHIPPED = Path(modeling_victor.__file__)
@@ -28,7 +28,7 @@ MESSAGE = "what is this ?"
 
 @pytest.fixture(scope="module")
 def model():
-    return victor_llava("llama", adapter=ADAPTER)
+    return victor_llava("llama", **ALL)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import torch
 from transformers import DynamicCache
 
 from tests.victor_models import (
-    ADAPTER,
+    ALL,
     IMAGE,
     assert_close,
     ids,
@@ -110,7 +110,7 @@ def test_hidden_states_and_attentions_of_a_batch_without_images_are_the_native_o
 
 @torch.no_grad()
 def test_eager_attention_gives_the_same_logits_and_one_attention_for_each_layer():
-    model = victor_llava(adapter=ADAPTER)
+    model = victor_llava(**ALL)
     expected = model(**inputs(*BATCH)).logits
     model.set_attn_implementation("eager")
 
@@ -172,7 +172,7 @@ def gradients(model, **kwargs):
 
 @pytest.mark.parametrize("positions", ["overlay", "append"])
 def test_gradient_checkpointing_changes_no_gradient(positions):
-    model = victor_llava(positions=positions, adapter=ADAPTER).train()
+    model = victor_llava(positions=positions, **ALL).train()
     expected = gradients(model)
 
     model.activation_checkpointing_enable({"use_reentrant": False})
@@ -183,7 +183,7 @@ def test_gradient_checkpointing_changes_no_gradient(positions):
 
 def test_gradient_checkpointing_knows_each_batchs_registers():
     # One backward through two batches: by then the second has moved on where the first's stood.
-    model = victor_llava(adapter=ADAPTER).train()
+    model = victor_llava(**ALL).train()
     parameters = list(model.victor.parameters())
 
     def both():
@@ -198,7 +198,7 @@ def test_gradient_checkpointing_knows_each_batchs_registers():
 
 
 def test_a_frozen_base_gives_the_same_gradients():
-    model = victor_llava(adapter=ADAPTER)
+    model = victor_llava(**ALL)
     expected = gradients(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("victor."))
@@ -206,10 +206,12 @@ def test_a_frozen_base_gives_the_same_gradients():
     assert all(map(torch.equal, gradients(model), expected))
 
 
-@pytest.mark.parametrize("part", ["registers.weight", "adapters.5.linears.self_attn-q_proj.up"])
+@pytest.mark.parametrize(
+    "part", ["registers.weight", "offsets.1.weight", "adapters.5.linears.self_attn-q_proj.up"]
+)
 @torch.no_grad()
 def test_a_copy_is_independent_of_the_original(part):
-    model = victor_llava(adapter=ADAPTER)
+    model = victor_llava(**ALL)
     before = model(**inputs(*BATCH)).logits
     other = copy.deepcopy(model)
     assert torch.equal(other(**inputs(*BATCH)).logits, before)
@@ -230,7 +232,7 @@ def test_switching_a_copy_off_leaves_the_original_on():
 
 
 def test_a_pickled_model_is_the_same_model():
-    model = victor_llava(adapter=ADAPTER)
+    model = victor_llava(**ALL)
     other = pickle.loads(pickle.dumps(model))  # as torch.save and new processes do
 
     with torch.no_grad():
@@ -242,7 +244,7 @@ def test_a_pickled_model_is_the_same_model():
 
 def test_several_threads_run_one_model():
     # Both prompts have registers, at other rows; a layer must not see those of the other thread.
-    model, prompts = victor_llava(adapter=ADAPTER), ("ab#cd", "a#bcdefgh")
+    model, prompts = victor_llava(**ALL), ("ab#cd", "a#bcdefgh")
 
     def run(prompt):
         with torch.no_grad():
@@ -257,25 +259,28 @@ def test_several_threads_run_one_model():
 
 
 def test_the_unconverted_model_runs_without_hooks():
-    model = victor_llava(adapter=ADAPTER)
+    model = victor_llava(**ALL)
     layers = model.model.language_model.layers
 
     def hooks():
-        return sum(len(module._forward_hooks) for module in layers.modules())
+        return sum(
+            len(module._forward_hooks) + len(module._forward_pre_hooks)
+            for module in layers.modules()
+        )
 
-    assert hooks() == 6 * 7
+    assert hooks() == 6 * 7 + 1
     with model.registers_off():
         assert hooks() == 0
         with model.registers_off():
             assert hooks() == 0
         assert hooks() == 0
-    assert hooks() == 6 * 7
+    assert hooks() == 6 * 7 + 1
 
 
 @pytest.mark.parametrize("masters", [False, True], ids=["all", "float32 registers"])
 @torch.no_grad()
 def test_half_precision_runs_and_stays_near(masters):
-    model = victor_llava(adapter=ADAPTER)
+    model = victor_llava(**ALL)
     expected = model(**inputs(*BATCH)).logits
     model.bfloat16()
     if masters:
