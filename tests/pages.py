@@ -11,7 +11,7 @@ from typing import Any, get_args
 from typer.models import ArgumentInfo
 
 from scripts.demo.measure import name_of
-from victorctl import cli, recipes
+from victorctl import cli, families, recipes
 from victorctl.units import flops, milliseconds, percent, size, times
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -30,6 +30,7 @@ def blocks() -> dict[Path, str]:
         DOCS / "commands" / f"{name}.md": "\n\n".join(command(*item) for item in group.items())
         for name, group in groups.items()
     }
+    pages[DOCS / "commands" / "families.md"] += "\n\n" + backbones()
     texts = {name: do.__doc__ for name, do in commands(cli.app).items()}
     texts["recipes"] = cli.recipes_app.info.help
     about = [
@@ -210,6 +211,12 @@ def inits(runs: list[dict[str, Any]]) -> str:
         for run in sorted(runs, key=lambda run: (run["rung"], run["seed"]))
     ]
     return f"After {runs[0]['steps']} steps, on 1,000 questions:\n\n{table(head, rows)}"
+
+
+def backbones() -> str:
+    rows = families.describe()["text_models"]
+    marked = [(code(row["text_model"]), row["verdict"], row["remarks"]) for row in rows]
+    return table(("text model", "verdict", "remarks"), marked)
 
 
 def typed(measured: dict[str, dict[str, Any]]) -> str:
