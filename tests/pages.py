@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from typer.models import ArgumentInfo
 
-from scripts.demo.measure import name_of
+from scripts.measure import name_of
 from victorctl import cli, families, recipes
 from victorctl.units import flops, milliseconds, percent, size, times
 
@@ -61,7 +61,7 @@ def file_of(name: str) -> Path:
 
 
 def stored(name: str) -> dict[str, Any]:
-    """Read what `scripts/demo/measure.py` kept of a recipe of the demo, or of a study."""
+    """Read what `scripts/measure.py` kept of a recipe of the demo, or of a study."""
     return json.loads(file_of(name).read_text(encoding="utf-8"))
 
 
