@@ -45,10 +45,10 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from victorctl.answering import Contestant, Greedy, ask
+from victorctl.collation import Batch, collate
 from victorctl.data import scenes
 from victorctl.data.batches import encode, padding_token
 from victorctl.data.conversations import Conversation, Row, open_data
-from victorctl.distill import Batch, collate
 from victorctl.measures import is_right
 from victorctl.modeling_victor import CACHE
 from victorctl.questions import Question, questions
