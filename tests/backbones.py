@@ -63,14 +63,16 @@ def make(place: Path, text: str) -> Path:
 
 
 def adapt(folder: Path) -> VictorLlava:
-    """Load a converted model and give it adapters that are not zero."""
+    """Load a converted model and give it adapters and offsets that are not zero."""
     model = VictorLlava.from_pretrained(folder)
+    model.victor.deepen(model.model.language_model.layers)
     model.victor.adapt(model.model.language_model.layers, ADAPTER)
-    model.config.victor = {**model.config.victor, "adapter": ADAPTER}
+    model.config.victor = {**model.config.victor, "adapter": ADAPTER, "deep": True}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        for parameter in model.victor.adapters.parameters():
-            nn.init.normal_(parameter, std=0.2)
+        for part in (model.victor.offsets, model.victor.adapters):
+            for parameter in part.parameters():
+                nn.init.normal_(parameter, std=0.2)
     return model
 
 

@@ -120,11 +120,11 @@ def test_without_a_processor_registers_are_drawn_like_embeddings_and_it_is_said(
 def test_an_untried_text_model_that_is_not_verified_is_mentioned(tmp_path):
     folder = tiny_llava(tmp_path / "llava")
     config = json.loads((folder / "config.json").read_text())
-    config["text_config"]["model_type"] = "gpt_neox"
+    config["text_config"]["model_type"] = "glm"
     (folder / "config.json").write_text(json.dumps(config))
     assert plan(folder).warnings == []
     (warning,) = plan(folder, convert__verify="hash").warnings
-    assert warning == "nobody tried to run gpt_neox in slices: --verify full would"
+    assert warning == "nobody tried to run glm in slices: --verify full would"
 
 
 def test_every_shard_is_checked_before_anything_is_written(tmp_path):

@@ -3,13 +3,13 @@
     python -I -W error tests/modeling/laws.py PLACE ...
 
 A place holds `source`, a LLaVA as small as those of `tests/tiny.py`, and `victor`, the same model
-converted and with adapters. Nothing of ours is imported here: the folder brings its own code.
+converted, with adapters and offsets. Nothing of ours is imported: the folder brings its own code.
 
 Faults planted and caught: layer types not cut; every slice normed; a cache window that shows the
 first layers; late layers behind the early mask; adapters at every row; adapters at a row of text;
 no adapters in the MLP; next positions forgotten; overlay one position late; registers scaled like
 embeddings; an image answers with its first register; late padding attended; a slice with another
-window; registers that stay on; the base changed when it is saved.
+window; registers that stay on; offsets left out; the base changed when it is saved.
 """
 
 import re
@@ -181,6 +181,23 @@ def hook_update(linear: nn.Module, update: Tensor, rows: Tensor) -> Any:
     return linear.register_forward_hook(hook)
 
 
+def hook_offset(layer: nn.Module, offset: Tensor, rows: Tensor) -> Any:
+    """Add an offset [r, d] to the registers of every image before a layer."""
+
+    def hook(module: nn.Module, given: tuple[Tensor, ...]) -> Any:
+        hidden = given[0].clone()
+        hidden[:, rows] += offset.repeat(int(rows.sum()) // len(offset), 1)
+        return hidden, *given[1:]
+
+    return layer.register_forward_pre_hook(hook)
+
+
+def offsets(case: Case) -> dict[int, Tensor]:
+    """Read what is added at the registers before a layer, by the layer's number."""
+    stored = load_file(case.folder / "victor.safetensors")
+    return {int(name.split(".")[2]): stored[name] for name in stored if ".offsets." in name}
+
+
 def updates(case: Case, index: int) -> Iterator[tuple[str, Tensor]]:
     """Read a layer's adapters from the file: the Linear's name, and what is added to its weight."""
     adapter = case.victor.config.victor["adapter"]
@@ -196,6 +213,8 @@ def updates(case: Case, index: int) -> Iterator[tuple[str, Tensor]]:
 def expected_logits(case: Case, prompt: str, mode: str) -> dict[int, Tensor]:
     """Compute a prompt's logits by column, for text and for each image's last column."""
     text, drop_layer = case.native.model.language_model, case.victor.config.victor["drop_layer"]
+    learned = offsets(case)
+    assert set(learned) == set(range(1, drop_layer))
     kinds, columns, numbers = places(case, prompt, mode)
     stays = torch.tensor([kind != "visual" for kind in kinds])
     registers = torch.tensor([kind == "register" for kind in kinds])
@@ -204,6 +223,8 @@ def expected_logits(case: Case, prompt: str, mode: str) -> dict[int, Tensor]:
             seen = stays if index >= drop_layer else torch.ones_like(stays)
             mask = hook_mask(layer, closed(seen, window_of(text.config, index)))
             hooks.callback(mask.remove)
+            if index in learned:
+                hooks.callback(hook_offset(layer, learned[index], registers).remove)
             for name, update in updates(case, index):
                 hook = hook_update(layer.get_submodule(name), update, registers)
                 hooks.callback(hook.remove)
