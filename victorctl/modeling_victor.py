@@ -581,17 +581,41 @@ class CacheWindow(DynamicCache):
 # ---- The text model ------------------------------------------------------------------------------
 
 
-class VictorText:
+class Mixed:
+    """Mixed into the native class of a part of the model (`mix`)."""
+
+    mixin: type
+    native: type[nn.Module]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _empty, (type(self).mixin, type(self).native), self.__getstate__()
+
+
+@functools.cache
+def mix(mixin: type, native: type[nn.Module]) -> type[nn.Module]:
+    """Mix a class of ours into a native one.
+
+    The new class keeps the native name and module: transformers looks up output capturing and key
+    conversion by them.
+    """
+    names = {"__module__": native.__module__, "__qualname__": native.__qualname__}
+    names |= {"mixin": mixin, "native": native}
+    return type(native.__name__, (mixin, native), names)
+
+
+def _empty(mixin: type, native: type[nn.Module]) -> nn.Module:
+    """Make what a pickled part's state goes into."""
+    made = mix(mixin, native)
+    return made.__new__(made)
+
+
+class VictorText(Mixed):
     """The text model, run as two slices of its own layers with the drop in between.
 
-    Mixed into the native class of the text model (`text_class`); `victor` is the module of the
-    parameters, held without being registered here.
+    `victor` is the module of the parameters, held without being registered here.
     """
 
     victor: Victor
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _empty_text, (type(self).native,), self.__getstate__()
 
     def layer_slice(self, start: int, stop: int) -> nn.Module:
         """Show decoder layers start..stop-1 as a native model that shares every parameter.
@@ -786,21 +810,72 @@ class VictorText:
         return adopted
 
 
-@functools.cache
-def text_class(native: type[nn.Module]) -> type[nn.Module]:
-    """Mix `VictorText` into a native text model class.
+# ---- The inner model ----------------------------------------------------------------------------
 
-    The new class keeps the native name and module: transformers looks up output capturing and key
-    conversion by them.
+
+class VictorModel(Mixed):
+    """The model without its head: finds the images that arrive and tells the text model.
+
+    Trainers call it by itself, to spend less memory on logits.
     """
-    names = {"native": native, "__module__": native.__module__, "__qualname__": native.__qualname__}
-    return type(native.__name__, (VictorText, native), names)
 
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the model; arguments and outputs are those of the native class.
 
-def _empty_text(native: type[nn.Module]) -> nn.Module:
-    """Make what a pickled text model's state goes into."""
-    made = text_class(native)
-    return made.__new__(made)
+        Raises:
+            ValueError: For `inputs_embeds` without `input_ids`, fewer visual tokens than registers
+                under `overlay`, packed sequences, or a cache that cannot hold two lengths.
+        """
+        features = dict(mm_encoder_outputs or {})
+        if self.language_model.victor.enabled:
+            if input_ids is None:
+                raise ValueError(
+                    "A Victor model cannot find the images in inputs_embeds."
+                    "\n  fix: pass input_ids, with pixel_values or mm_encoder_outputs"
+                )
+            if pixel_values is not None and features.get("image") is None:
+                names = ("vision_feature_layer", "vision_feature_select_strategy", "image_sizes")
+                chosen = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+                features["image"] = self.get_image_features(
+                    pixel_values, return_dict=True, **chosen
+                )
+                pixel_values = None
+            if features.get("image") is not None:
+                lengths = [len(feature) for feature in features["image"].pooler_output]
+                kwargs["images"] = self._images(input_ids, lengths)
+        return super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            mm_encoder_outputs=features or None,
+            **kwargs,
+        )
+
+    def _images(self, input_ids: Tensor, lengths: list[int]) -> Images:
+        """Find the placeholders of the images whose features arrive in this call."""
+        victor, visual = self.language_model.victor, input_ids == self.config.image_token_id
+        if int(visual.sum()) != sum(lengths):
+            raise ValueError(
+                f"Image features and image tokens do not match: {sum(lengths)} features for "
+                f"{int(visual.sum())} image tokens.\n  fix: one <image> in the text for every "
+                "picture, and no truncation that cuts an image"
+            )
+        count = victor.registers.weight.shape[0]
+        if victor.positions == "overlay" and min(lengths) < count:
+            raise ValueError(
+                f"{count} registers cannot overlay an image of {min(lengths)} visual tokens."
+                "\n  fix: convert with --positions append, or with fewer --registers"
+            )
+        return find_images(visual, lengths)
 
 
 # ---- The folder ----------------------------------------------------------------------------------
@@ -877,8 +952,6 @@ def settings_in(config: dict[str, Any]) -> dict[str, Any]:
 class VictorMixin:
     """A LLaVA with registers: processor, prompts, `input_ids` and output shapes stay the same.
 
-    Only the whole model looks for images: `model.model(...)` is the unconverted inner model.
-
     `config.victor` holds `registers`, `drop_layer`, `positions` (`overlay` or `append`) and
     `adapter` (None, or `rank`, `alpha` and `layers`: `early` or `all`).
     """
@@ -901,7 +974,8 @@ class VictorMixin:
             )
         self.loss_type = "ForConditionalGeneration"
         self.victor = Victor(settings, text.config.hidden_size, text.layers)
-        text.__class__ = text_class(type(text))
+        self.model.__class__ = mix(VictorModel, type(self.model))
+        text.__class__ = mix(VictorText, type(text))
         text.__dict__["victor"] = self.victor  # a plain reference: the state dict does not change
         self.init_weights()
 
@@ -958,82 +1032,6 @@ class VictorMixin:
                     "\n  fix: leave prefill_chunk_size out, or let chunks end between images"
                 )
         return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)
-
-    def forward(  # noqa: PLR0913 (the native signature)
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        inputs_embeds: Tensor | None = None,
-        vision_feature_layer: int | list[int] | None = None,
-        vision_feature_select_strategy: str | None = None,
-        labels: Tensor | None = None,
-        logits_to_keep: int | Tensor = 0,
-        image_sizes: Tensor | None = None,
-        mm_encoder_outputs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Run the model; arguments and outputs are those of the native class.
-
-        Raises:
-            ValueError: For `inputs_embeds` without `input_ids`, fewer visual tokens than registers
-                under `overlay`, packed sequences, or a cache that cannot hold two lengths.
-        """
-        features = dict(mm_encoder_outputs or {})
-        if self.victor.enabled:
-            if input_ids is None:
-                raise ValueError(
-                    "A Victor model cannot find the images in inputs_embeds."
-                    "\n  fix: pass input_ids, with pixel_values or mm_encoder_outputs"
-                )
-            if pixel_values is not None and features.get("image") is None:
-                chosen = {
-                    "vision_feature_layer": vision_feature_layer,
-                    "vision_feature_select_strategy": vision_feature_select_strategy,
-                    "image_sizes": image_sizes,
-                }
-                chosen = {name: value for name, value in chosen.items() if value is not None}
-                features["image"] = self.model.get_image_features(
-                    pixel_values, return_dict=True, **chosen
-                )
-                pixel_values = None
-            if features.get("image") is not None:
-                lengths = [len(feature) for feature in features["image"].pooler_output]
-                kwargs["images"] = self._images(input_ids, lengths)
-        return super().forward(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            vision_feature_layer=vision_feature_layer,
-            vision_feature_select_strategy=vision_feature_select_strategy,
-            labels=labels,
-            logits_to_keep=logits_to_keep,
-            image_sizes=image_sizes,
-            mm_encoder_outputs=features or None,
-            **kwargs,
-        )
-
-    def _images(self, input_ids: Tensor, lengths: list[int]) -> Images:
-        """Find the placeholders of the images whose features arrive in this call."""
-        visual = input_ids == self.config.image_token_id
-        if int(visual.sum()) != sum(lengths):
-            raise ValueError(
-                f"Image features and image tokens do not match: {sum(lengths)} features for "
-                f"{int(visual.sum())} image tokens.\n  fix: one <image> in the text for every "
-                "picture, and no truncation that cuts an image"
-            )
-        count = self.victor.registers.weight.shape[0]
-        if self.victor.positions == "overlay" and min(lengths) < count:
-            raise ValueError(
-                f"{count} registers cannot overlay an image of {min(lengths)} visual tokens."
-                "\n  fix: convert with --positions append, or with fewer --registers"
-            )
-        return find_images(visual, lengths)
 
     @classmethod
     def from_pretrained(
