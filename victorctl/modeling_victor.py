@@ -21,7 +21,7 @@ import functools
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -198,7 +198,10 @@ class Victor(nn.Module):
     def _updates(self, layers: nn.ModuleList) -> Iterator[tuple[LowRank, nn.Module]]:
         for index, adapter in self.adapters.items():
             for name, update in adapter.linears.items():
-                yield update, layers[int(index)].get_submodule(name.replace("-", "."))
+                linear = layers[int(index)].get_submodule(name.replace("-", "."))
+                while hasattr(linear, "base_layer"):  # what peft has wrapped, hooks and all
+                    linear = linear.base_layer
+                yield update, linear
 
     def open_gates(self, start: int, stop: int, rows: Tensor | None) -> None:
         """Tell the adapters of layers start..stop-1 which flat rows hold registers, if any."""
@@ -979,6 +982,37 @@ class VictorMixin:
         text.__dict__["victor"] = self.victor  # a plain reference: the state dict does not change
         self.init_weights()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, but leave `victor` where the text model holds it.
+
+        Raises:
+            ValueError: For a wrapped `victor`, which would train a copy that nobody asks.
+        """
+        if name == "victor" and not isinstance(value, Victor):
+            raise ValueError(
+                f"`victor` cannot be put into a {type(value).__name__}: the layers hold it itself."
+                "\n  fix: modules_to_save=['registers'], and requires_grad for low-rank updates"
+            )
+        super().__setattr__(name, value)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Put tensors into the model, as every module does.
+
+        Raises:
+            ValueError: For a base alone where what lacks is passed over: `Trainer` resumes so.
+        """
+        whole = any(name.endswith("embed_tokens.weight") for name in state_dict)
+        if whole and not strict and not any(name.startswith(PREFIX) for name in state_dict):
+            raise ValueError(
+                "This is a base without its registers, as Trainer finds when it resumes or takes "
+                "the best checkpoint: it reads model.safetensors alone."
+                "\n  fix: from_pretrained(checkpoint), without resume_from_checkpoint and "
+                "load_best_model_at_end"
+            )
+        return super().load_state_dict(state_dict, strict, assign)
+
     def _init_weights(self, module: nn.Module) -> None:
         """Draw registers like token embeddings; a fresh low-rank update is zero."""
         if isinstance(module, Registers):
@@ -1044,7 +1078,9 @@ class VictorMixin:
                 another shape.
         """
         if kwargs.get("config") is None:
-            settings_in(cls.config_class.get_config_dict(path, **kwargs)[0])
+            found, _ = cls.config_class.get_config_dict(path, **kwargs)
+            if found:  # nothing is where peft's adapter lies, which names its model's folder
+                settings_in(found)
         kwargs |= {"variant": VARIANT, "use_safetensors": True}
         kwargs["ignore_mismatched_sizes"] = True  # ours is the better error
         model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
@@ -1074,6 +1110,8 @@ class VictorMixin:
                 "save_pretrained(push_to_hub=True) would upload a folder without its registers."
                 "\n  fix: save_pretrained(folder), then hf upload REPO folder"
             )
+        if self._hf_peft_config_loaded:  # peft's adapter alone is saved, as everywhere
+            return super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
         folder = Path(save_directory)
         state = self.state_dict() if state_dict is None else state_dict
         own = {
@@ -1082,18 +1120,19 @@ class VictorMixin:
             if name.startswith(PREFIX)
         }
         own = {name: tensor.detach().contiguous().cpu() for name, tensor in own.items()}
-        base = {name: state[name] for name in state if not name.startswith(PREFIX)}
+        self._keys_to_ignore_on_save |= own.keys()  # also where a quantizer makes the state dict
         if is_main_process:  # from before, they would hide what takes their place
             (folder / BASE_WEIGHTS).unlink(missing_ok=True)
             (folder / BASE_INDEX).unlink(missing_ok=True)
         kwargs["variant"] = None
-        super().save_pretrained(folder, is_main_process, state_dict=base, **kwargs)
+        super().save_pretrained(folder, is_main_process, state_dict={**state}, **kwargs)
         if is_main_process:
             index = folder / BASE_INDEX  # written where there are several files
             shards = json.loads(index.read_text("utf-8"))["weight_map"] if index.exists() else {}
             save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
             write_indexes(folder, sorted(set(shards.values())) or [BASE_WEIGHTS])
-            write_config(folder, self.config.victor, self.native.__name__, type(self).__name__)
+            ours = type(self).__name__.removeprefix("FSDP")  # which sharding puts in front
+            write_config(folder, self.config.victor, self.native.__name__, ours)
             if Path(__file__).resolve() != (folder / Path(__file__).name).resolve():
                 shutil.copyfile(__file__, folder / Path(__file__).name)
 
