@@ -76,7 +76,7 @@ class Registers(nn.Module):
 
     def forward(self, images: int) -> Tensor:
         """Give every image its own copy of the registers [images, r, d]."""
-        return self.weight.expand(images, -1, -1)
+        return self.weight.repeat(images, 1, 1)  # no view: sharding may free the weight
 
 
 class Gate(threading.local):

@@ -154,7 +154,9 @@ def test_updates_at_registers_are_trained_beside_a_lora(model):
 
 def test_all_that_is_victors_cannot_be_wrapped_at_once(model):
     # The layers hold what is there now: a copy would be trained, and never asked.
-    sentence = r"cannot be put into a ModulesToSaveWrapper.*\n  fix: modules_to_save=\['registers'\]"
+    sentence = (
+        r"cannot be put into a ModulesToSaveWrapper.*\n  fix: modules_to_save=\['registers'\]"
+    )
     with pytest.raises(ValueError, match=sentence):
         with_lora(model, modules_to_save=["victor"])
 
