@@ -1111,7 +1111,8 @@ class VictorMixin:
                 "\n  fix: save_pretrained(folder), then hf upload REPO folder"
             )
         if self._hf_peft_config_loaded:  # peft's adapter alone is saved, as everywhere
-            return super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+            super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+            return
         folder = Path(save_directory)
         state = self.state_dict() if state_dict is None else state_dict
         own = {
