@@ -6,18 +6,27 @@ order of writing; all processes write; sizes of the index in elements; native cl
 no auto_map; hooks only on the first Linears; pickled weights are read.
 """
 
+import copy
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from transformers import LlavaForConditionalGeneration
+from transformers import (
+    AutoModelForImageTextToText,
+    LlavaForConditionalGeneration,
+    dynamic_module_utils,
+)
 from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.utils import hub as transformers_hub
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from tests import hub
 from tests.tiny import tiny_llava
 from tests.victor_models import ADAPTER, inputs, shared_native, victor_folder, victor_llava
 from victorctl import modeling_victor
@@ -176,6 +185,56 @@ def test_only_the_main_process_writes(tmp_path):
     assert digests(tmp_path) == before
 
 
+def test_registering_the_class_for_auto_changes_nothing_in_the_folder(
+    folder, model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(VictorLlava, "_auto_class", None)
+    VictorLlava.register_for_auto_class("AutoModelForImageTextToText")
+
+    victor_folder(tmp_path, copy.deepcopy(model))
+
+    assert digests(tmp_path) == digests(folder)
+
+
+def test_a_model_from_the_hub_is_saved_as_a_folder_of_its_own(folder, tmp_path, monkeypatch):
+    # From the Hub its code is "someone/victor--modeling_victor.VictorLlava".
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    with hub.serving(monkeypatch, tmp_path / "hub", {"someone/victor": folder}):
+        loaded = AutoModelForImageTextToText.from_pretrained(
+            "someone/victor", trust_remote_code=True
+        )
+
+        victor_folder(tmp_path / "saved", loaded)
+
+    assert digests(tmp_path / "saved") == digests(folder)
+
+
+def test_pushing_uploads_the_whole_folder(folder, monkeypatch):
+    uploaded = {}
+    api = SimpleNamespace(create_repo=lambda name, **_: SimpleNamespace(repo_id=name))
+    monkeypatch.setattr(transformers_hub, "hf_api", lambda: api)
+    monkeypatch.setattr(
+        transformers_hub, "create_and_tag_model_card", lambda *_, **__: ModelCard("---\n---\n")
+    )
+    monkeypatch.setattr(
+        VictorLlava,
+        "_upload_modified_files",
+        lambda _, made, *__, **___: uploaded.update(digests(Path(made))),
+    )
+
+    VictorLlava.from_pretrained(folder).push_to_hub("someone/victor")
+
+    kept = digests(folder)
+    assert uploaded.pop("README.md")
+    assert uploaded.items() <= kept.items()
+    assert kept.keys() - uploaded.keys() == {  # the processor pushes itself
+        "chat_template.jinja",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+
 def test_saving_does_not_push_half_a_folder(tmp_path):
     with pytest.raises(ValueError, match=r"without its registers.\n  fix: .*hf upload"):
         victor_llava().save_pretrained(tmp_path, push_to_hub=True)
@@ -183,13 +242,27 @@ def test_saving_does_not_push_half_a_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_half_precision_survives_the_folder(tmp_path):
-    model = victor_llava(adapter=ADAPTER).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_survives_the_folder(dtype, tmp_path):
+    model = victor_llava(adapter=ADAPTER).to(dtype)
 
     loaded = VictorLlava.from_pretrained(victor_folder(tmp_path, model))
 
-    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+    assert loaded.config.dtype == dtype
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype)[6:]
+    for file in ("model.safetensors", "victor.safetensors"):
+        assert {tensor.dtype for tensor in load_file(tmp_path / file).values()} == {dtype}
+
+
+def test_a_folder_loads_in_another_number_format_and_says_so_when_saved(folder, tmp_path):
+    model = VictorLlava.from_pretrained(folder, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+    model.save_pretrained(tmp_path)
+
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    assert VictorLlava.from_pretrained(tmp_path).dtype == torch.bfloat16
 
 
 def test_float32_registers_leave_the_base_in_half_precision(tmp_path):
