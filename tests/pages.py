@@ -4,11 +4,13 @@ import inspect
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import fmean
 from types import NoneType
 from typing import Any, get_args
 
 from typer.models import ArgumentInfo
 
+from scripts.demo.measure import name_of
 from victorctl import cli, recipes
 from victorctl.units import flops, milliseconds, percent, size, times
 
@@ -46,15 +48,30 @@ def blocks() -> dict[Path, str]:
     pages[DOCS / "results.md"] = "\n\n".join(
         [
             *(ladder(measured), rivals(measured["victor"]), costs(measured["victor"])),
-            *(inits(stored("init")["runs"]), typed(measured)),
+            *studies(),
+            typed(measured),
         ]
     )
     return pages
 
 
+def file_of(name: str) -> Path:
+    return DOCS / "results" / f"demo-{name}.json"
+
+
 def stored(name: str) -> dict[str, Any]:
-    """Read what `scripts/demo/measure.py` kept of a recipe of the demo."""
-    return json.loads((DOCS / "results" / f"demo-{name}.json").read_text(encoding="utf-8"))
+    """Read what `scripts/demo/measure.py` kept of a recipe of the demo, or of a study."""
+    return json.loads(file_of(name).read_text(encoding="utf-8"))
+
+
+def studies() -> Iterator[str]:
+    """Show what was run of the studies; `init` is what came before `positions`."""
+    if file_of("positions").exists():
+        yield starts(stored("positions")["runs"])
+    else:
+        yield inits(stored("init")["runs"])
+    if file_of("registers-study").exists():
+        yield alone(stored("registers-study")["runs"])
 
 
 def in_short(measured: dict[str, Any]) -> str:
@@ -134,6 +151,51 @@ def costs(measured: dict[str, Any]) -> str:
         f"questions at once: {faster}. Device {how['device']}, {how['dtype']}, threads: "
         f"{how['threads']}; base and model in alternation."
     )
+
+
+def starts(runs: list[dict[str, Any]]) -> str:
+    """Compare where registers stand and what they are drawn like, seed by seed."""
+    kept: dict[tuple[str, str], dict[int, float]] = {}
+    for run in runs:
+        how = (run["convert"]["positions"], run["convert"]["init"])
+        kept.setdefault(how, {})[run["changed"]["seed"]] = run["eval"]["kept"]
+    seeds = sorted({seed for by_seed in kept.values() for seed in by_seed})
+    rows = [
+        (
+            *(f"`--positions {positions}`", f"`--init {init}`"),
+            *(percent(by_seed[seed]) if seed in by_seed else "" for seed in seeds),
+            percent(fmean(by_seed.values())) if len(by_seed) == len(seeds) else "",
+        )
+        for (positions, init), by_seed in kept.items()
+    ]
+    head = ("registers stand", "and begin like", *(f"kept, seed {seed}" for seed in seeds), "mean")
+    steps, questions = runs[0]["finetune"]["steps"], runs[0]["eval"]["questions"]
+    rung = runs[0]["finetune"]["train"]
+    return f"After {steps} steps of `{rung}`, on {questions:,} questions:\n\n{table(head, rows)}"
+
+
+def alone(runs: list[dict[str, Any]]) -> str:
+    """Show what registers alone keep, changed in one way after another."""
+    rows = [
+        (
+            name_of(run["changed"]),
+            f"{run['eval']['mean_visual_tokens']['model']:g}",
+            f"{run['finetune']['trainable_parameters']:,}",
+            f"{run['finetune']['steps']:,}",
+            percent(run["eval"]["accuracy"]["model"]),
+            f"{percent(run['eval']['kept'])} ({interval(run['eval'])})",
+            f"{run['finetune']['seconds'] / 60:.0f}",
+        )
+        for run in runs
+    ]
+    head = ("registers alone", "tokens per layer", "parameters", "steps", "right answers")
+    head += ("kept (95 % interval)", "minutes")
+    picture = "![Accuracy kept against mean visual tokens per layer, registers alone]"
+    picture += "(images/registers.png)"
+    opening = (
+        f"One change at a time, and some together, on {runs[0]['eval']['questions']:,} questions:"
+    )
+    return f"{opening}\n\n{table(head, rows)}\n\n{picture}"
 
 
 def inits(runs: list[dict[str, Any]]) -> str:

@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     CLIPVisionConfig,
+    Dinov2Config,
     DynamicCache,
     GPTNeoXConfig,
     LlamaConfig,
@@ -48,6 +49,7 @@ TOWER = {
     "image_size": 30,
     "patch_size": 6,
 }
+OTHER_SIZE = Dinov2Config(**TOWER | {"image_size": 54, "mlp_ratio": 2})  # than it sees: 30 pixels
 # Two layers, no two widths equal, so small that every number can be worked by hand.
 BY_HAND = Shape(
     layers=2,
@@ -93,8 +95,9 @@ def count(config, text, build=LlavaForConditionalGeneration):
         (llava(CLIPVisionConfig(**TOWER), vision_feature_select_strategy="full"), 26),
         (llava(CLIPVisionConfig(**TOWER), vision_feature_layer=[-2, -1]), 25),
         (llava(SiglipVisionConfig(**TOWER), vision_feature_select_strategy="full"), 25),
+        (llava(OTHER_SIZE, image_seq_length=25), 25),
     ],
-    ids=["clip", "clip with class token", "clip with two taps", "siglip"],
+    ids=["clip", "clip with class token", "clip with two taps", "siglip", "dinov2, other size"],
 )
 def test_an_unconverted_model_costs_what_pytorch_counts(config, visual):
     shape = shape_of(config)
@@ -189,6 +192,7 @@ def test_an_unconverted_models_budget_is_its_visual_tokens():
     ("config", "omission"),
     [
         (llava(PixtralVisionConfig()), "The pixtral tower is not counted"),
+        (llava(Dinov2Config(use_swiglu_ffn=True)), "its MLP has a gate"),
         (llava(CLIPVisionConfig(**TOWER | {"patch_size": None})), "no single patch_size"),
         (MistralConfig(sliding_window=4, layer_types=["sliding_attention"] * 32), "sliding window"),
         (MixtralConfig(), "A mixture of experts is counted as one expert"),

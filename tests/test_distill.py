@@ -1,7 +1,8 @@
 """One training step against the plain computation that it shortens.
 
 Faults planted and caught: registers of the second picture left out, prefix of another row, teacher
-with its visual tokens dropped, labels not shifted, padding of the suffix attended to.
+with its visual tokens dropped, labels not shifted, padding of the suffix attended to; states
+matched before the layer instead of behind it, at padding, at further pictures, at answers alone.
 """
 
 from dataclasses import replace
@@ -11,10 +12,11 @@ import torch
 from torch.nn import functional
 
 from tests.tiny import tiny_conversation, tiny_model, tiny_picture, tiny_processor, tiny_rows
-from tests.victor_models import victor_llava
+from tests.victor_models import IMAGE, victor_llava
+from victorctl.collation import collate
 from victorctl.data.batches import IGNORED, encode, join_images
 from victorctl.data.conversations import Row
-from victorctl.distill import Distillation, Targets, collate, divergence
+from victorctl.distill import Distillation, Targets, divergence, unlikeness
 from victorctl.recipe import TrainSection
 from victorctl.teacher import TeacherCache
 from victorctl.training import choose_parameters
@@ -25,19 +27,30 @@ SETTINGS = {"cross_entropy": 0.7, "distill": 0.9, "temperature": 2.0, "top_k": 1
 
 def plain_losses(model, native, rows, processor, temperature):
     """Every question alone, whole, with labels shifted here; the teacher is the native class."""
-    cross, kl = [], []
+    cross, kl, apart = [], [], []
     for row in rows:
         encoded = encode(row, processor)
         for said in encoded.conversations:
             ids, labels = torch.tensor([said.input_ids]), torch.tensor(said.labels)
             at = [n for n in range(len(labels) - 1) if labels[n + 1] != IGNORED]
-            student = model(input_ids=ids, use_cache=False, **encoded.images).logits[0, at]
+            how = {"use_cache": False, "output_hidden_states": True, **encoded.images}
+            student = model(input_ids=ids, **how)
             with torch.no_grad():
-                teacher = native(input_ids=ids, use_cache=False, **encoded.images).logits[0, at]
-            cross.append(functional.cross_entropy(student, labels[1:][at], reduction="none"))
-            soft = [(logits / temperature).log_softmax(-1) for logits in (student, teacher)]
+                teacher = native(input_ids=ids, **how)
+            logits = [output.logits[0, at] for output in (student, teacher)]
+            cross.append(functional.cross_entropy(logits[0], labels[1:][at], reduction="none"))
+            soft = [(each / temperature).log_softmax(-1) for each in logits]
             kl.append(functional.kl_div(*soft, log_target=True, reduction="none").sum(-1))
-    return torch.cat(cross).mean(), torch.cat(kl).mean() * temperature**2
+            apart += angles(student.hidden_states, teacher.hidden_states, said.input_ids)
+    return torch.cat(cross).mean(), torch.cat(kl).mean() * temperature**2, torch.cat(apart).mean()
+
+
+def angles(student, teacher, ids):
+    """1 - cosine behind each of layers 2 to 5, at every word after the first of 16 placeholders."""
+    words = [place for place in range(ids.index(IMAGE) + 16, len(ids)) if ids[place] != IMAGE]
+    for number in range(3, 7):  # state 2 is what layer 2 is given
+        one, other = (states[number][0, words] for states in (student, teacher))
+        yield 1 - (one * other).sum(-1) / (one.norm(dim=-1) * other.norm(dim=-1))
 
 
 def trained(rung, positions="overlay", **settings):
@@ -47,26 +60,27 @@ def trained(rung, positions="overlay", **settings):
     parameters = choose_parameters(model, section)
     torch.manual_seed(2)
     for name, value in parameters.items():
-        if "up" in name or "lora_B" in name:
+        if "up" in name or "lora_B" in name or "offsets" in name:
             torch.nn.init.normal_(value, std=0.3)
     return native, model, parameters, section
 
 
 @pytest.mark.parametrize("positions", ["overlay", "append"])
-@pytest.mark.parametrize("rung", ["registers", "register-lora", "lora"])
+@pytest.mark.parametrize("rung", ["registers", "deep", "register-lora", "lora"])
 def test_the_shared_prefix_gives_the_losses_and_gradients_of_the_plain_step(rung, positions):
-    native, model, parameters, section = trained(rung, positions)
+    native, model, parameters, section = trained(rung, positions, hidden=0.8)
     processor = tiny_processor()
 
     losses = Distillation(model, section)(collate([encode(row, processor) for row in ROWS], 0))
     losses.total.backward()
     ours = {name: value.grad.clone() for name, value in parameters.items()}
     model.zero_grad()
-    cross, kl = plain_losses(model, native, ROWS, processor, 2.0)
-    (0.7 * cross + 0.9 * kl).backward()
+    cross, kl, apart = plain_losses(model, native, ROWS, processor, 2.0)
+    (0.7 * cross + 0.9 * kl + 0.8 * apart).backward()
 
     torch.testing.assert_close(losses.cross_entropy, cross, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(losses.distill, kl, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(losses.hidden, apart, rtol=1e-4, atol=1e-4)
     for name, value in parameters.items():
         scale = value.grad.abs().max()
         assert (ours[name] - value.grad).abs().max() <= 1e-3 * scale, name
@@ -120,6 +134,32 @@ def test_divergence_of_equals_is_zero_and_temperature_keeps_the_size_of_gradient
     assert divergence(moved, Targets(index, both[1]), 100.0).item() == pytest.approx(
         1 / 9, rel=0.02
     )
+
+
+def test_states_are_compared_by_direction_and_every_token_counts_alike():
+    # cosines 1, for being longer does not matter, 0 and 0.6
+    ours = torch.tensor([[[2.0, 0.0], [0.0, 5.0], [3.0, 4.0]]])
+    teacher = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [9.0, 0.0]]])
+
+    assert unlikeness(ours, teacher).item() == pytest.approx((0 + 1 + 0.4) / 3)
+    assert unlikeness(ours.bfloat16(), teacher.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("weights", [(0, 0, 1), (1, 0, 0)])
+def test_the_teacher_is_asked_where_something_of_it_is_wanted(weights, monkeypatch):
+    cross_entropy, distill, hidden = weights
+    parts = {"cross_entropy": cross_entropy, "distill": distill, "hidden": hidden}
+    _, model, _, section = trained("registers", **parts)
+    student = Distillation(model, section)
+    asked, teach = [], student._teach
+    monkeypatch.setattr(student, "_teach", lambda *given: asked.append(1) or teach(*given))
+
+    losses = student(collate([encode(ROWS[0], tiny_processor())], 0))
+
+    assert len(asked) == hidden
+    assert losses.total == (losses.hidden if hidden else losses.cross_entropy)
+    assert losses.distill == 0
+    assert (losses.hidden > 0) == (hidden > 0)
 
 
 def test_a_known_teacher_is_not_asked_again_and_changes_nothing(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """The finetune stage on tiny models: what it writes, leaves alone, and picks up when interrupted.
 
 Faults planted and caught: a resumed run that forgets the optimiser, a plan that restarts at row 0,
-data that was edited between a run and its continuation.
+data that was edited between a run and its continuation, kept predictions where states are matched.
 """
 
 import hashlib
@@ -220,12 +220,29 @@ def test_adapters_of_another_shape_are_refused_and_equal_ones_trained_on(tmp_pat
     )
 
 
-def test_a_teacher_whose_weights_were_merged_before_is_announced(tmp_path, model, data, capsys):
-    merged = recipe(data, "lora", steps=1)
+@pytest.mark.parametrize("parts", [{"distill": 1}, {"distill": 0, "hidden": 1}], ids=str)
+def test_a_teacher_whose_weights_were_merged_before_is_announced(
+    tmp_path, model, data, capsys, parts
+):
+    merged = recipe(data, "lora", steps=1, **parts)
     for number, source in enumerate((model, tmp_path / "0")):
         where = run(tmp_path / str(number), quiet=False)
         finetune(source, recipe=merged, run=where)
         assert capsys.readouterr().err.count("not known to be the unconverted") == number
+
+
+def test_what_was_said_before_is_not_enough_to_match_states(tmp_path, model, data):
+    matched = recipe(data, "registers", hidden=1, steps=1)
+    finetune(model, recipe=matched, run=run(tmp_path / "fresh"))
+    assert not (tmp_path / "hf").exists()
+
+    finetune(model, recipe=recipe(data, "registers", steps=1), run=run(tmp_path / "known"))
+    assert list((tmp_path / "hf").rglob("*.safetensors"))
+    finetune(model, recipe=matched, run=run(tmp_path / "again"))
+
+    lines = [(tmp_path / name / "loss.jsonl").read_text() for name in ("fresh", "again", "known")]
+    assert lines[0] == lines[1]
+    assert [json.loads(line)["hidden"] > 0 for line in lines] == [True, True, False]
 
 
 def test_dry_run_counts_and_writes_nothing(tmp_path, model, data):

@@ -118,8 +118,8 @@ def test_a_plot_of_a_page_takes_its_colours_from_the_page():
 
 def test_a_loss_curve_is_a_readable_picture(tmp_path):
     steps = [
-        {"step": 1, "loss": 3.0, "cross_entropy": 2.0, "distill": 1.0},
-        {"step": 2, "loss": 2.0, "cross_entropy": 1.0, "distill": 1.0},
+        {"step": 1, "loss": 3.0, "cross_entropy": 2.0, "distill": 1.0, "hidden": 0.0},
+        {"step": 2, "loss": 2.0, "cross_entropy": 1.0, "distill": 1.0, "hidden": 0.0},
     ]
 
     loss_curve(steps, tmp_path / "loss.png")
@@ -129,14 +129,16 @@ def test_a_loss_curve_is_a_readable_picture(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("distill", "names"),
-    [(1.0, ["loss", "cross entropy", "distill"]), (0.0, ["loss"])],
+    ("distill", "hidden", "names"),
+    [
+        (1.0, 0.0, ["loss", "cross entropy", "distill"]),
+        (0.0, 0.5, ["loss", "cross entropy", "hidden"]),
+        (0.0, 0.0, ["loss"]),
+    ],
 )
-def test_parts_of_the_loss_are_drawn_if_there_are_several(distill, names):
-    steps = [
-        {"step": step, "loss": 2 + distill, "cross_entropy": 2.0, "distill": distill}
-        for step in range(1, 4)
-    ]
+def test_parts_of_the_loss_are_drawn_if_there_are_several(distill, hidden, names):
+    parts = {"cross_entropy": 2.0, "distill": distill, "hidden": hidden}
+    steps = [{"step": step, "loss": sum(parts.values()), **parts} for step in range(1, 4)]
 
     axes = losses(steps).axes[0]
 

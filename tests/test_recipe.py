@@ -113,7 +113,7 @@ def test_all_errors_of_a_file_come_at_once_in_its_order_each_with_its_line(write
         "r.yaml:2: victor.registers: expected 1 or more, got 0",
         "r.yaml:3: unknown key 'victor.drop_after'; did you mean 'victor.drop_layer'?",
         "r.yaml:6: unknown key 'train.warmup_ratio'; did you mean 'train.warmup'?",
-        "r.yaml:7: train.rung: expected registers, register-lora or lora, got full",
+        "r.yaml:7: train.rung: expected registers, deep, register-lora or lora, got full",
         "r.yaml:8: unknown key 'trian'; did you mean 'train'?",
         "r.yaml:9: unknown key 'batch_size'; did you mean 'train.batch_size' or 'eval.batch_size'?",
     ]
@@ -140,7 +140,7 @@ def test_errors_come_in_file_order_whatever_their_kind(write):
         ({"settings": ["zzz=1"]}, "victorctl recipes keys"),
         ({"flags": {"victor.registers": 0}}, "choose 1 or more"),
         ({"flags": {"victor.registers": 0, "victor.drop_layer": 0}}, "choose 1 or more"),
-        ({"flags": {"train.rung": "full"}}, "choose registers, register-lora or lora"),
+        ({"flags": {"train.rung": "full"}}, "choose registers, deep, register-lora or lora"),
         ({"flags": {"victor.registers": 0, "train.rung": "full"}},
          "correct each; the keys: victorctl recipes keys"),
         ({"settings": ["train=5"]}, "victorctl recipes keys"),
@@ -177,7 +177,7 @@ def test_errors_say_whether_file_setting_or_flag_gave_the_value(write):
     [
         ("victor.registers", 0, "--registers 0: expected 1 or more"),
         ("victor.drop_layer", 0, "--drop-layer 0: expected 1 or more"),
-        ("train.rung", "full", "--train full: expected registers, register-lora or lora"),
+        ("train.rung", "full", "--train full: expected registers, deep, register-lora or lora"),
         ("train.steps", 0, "--steps 0: expected 1 or more"),
         ("eval.batch_size", 0, "--batch-size 0: expected 1 or more"),
         ("eval.limit", -1, "--limit -1: expected 1 or more"),
@@ -203,7 +203,10 @@ def test_a_wrong_flag_is_named_as_it_was_typed(key, value, message):
         ("train: {warmup: 2}\n", "train.warmup: expected 1 or less, got 2"),
         ("convert: {link: 2}\n", "convert.link: expected true or false, got 2"),
         ("data: {train: [a]}\n", "data.train: expected text, got ['a']"),
-        ("train: {cross_entropy: 0, distill: 0}\n", "r.yaml:1: train: cross_entropy and distill"),
+        (
+            "train: {cross_entropy: 0, distill: 0}\n",
+            "r.yaml:1: train: cross_entropy, distill and",
+        ),
         ("seed: 1\ntrain: {steps: 2}\nseed: 2\n", "r.yaml:3: 'seed' was already given at r.yaml:1"),
         ("train: {steps: 2, steps: 3}\n", "'train.steps' was already given at r.yaml:1"),
         ("a: &a {b: *a}\n", "r.yaml:1: unknown key 'a'"),

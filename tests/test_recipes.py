@@ -14,7 +14,7 @@ def test_every_recipe_that_ships_is_found_and_valid():
 
     assert list(found) == SHIPPED
     for name, file in found.items():
-        assert load_recipe(file).train.rung in ("registers", "register-lora", "lora"), name
+        assert load_recipe(file).train.rung in ("registers", "deep", "register-lora", "lora"), name
 
 
 def test_a_recipe_says_in_its_first_line_what_it_does():
@@ -94,7 +94,7 @@ def test_explains_each_key_with_type_range_default_and_meaning():
 def test_every_key_has_a_meaning():
     rows = recipes.describe()
 
-    assert len(rows) == 37
+    assert len(rows) == 38
     assert all(row["meaning"].endswith((".", "?")) for row in rows)
 
 

@@ -38,7 +38,8 @@ def base_bytes(folder):
 
 
 @pytest.mark.parametrize(
-    ("rung", "layers"), [("registers", "all"), ("register-lora", "early"), ("register-lora", "all")]
+    ("rung", "layers"),
+    [("registers", "all"), ("deep", "all"), ("register-lora", "early"), ("register-lora", "all")],
 )
 def test_intact_rungs_change_victor_tensors_only(tmp_path, model, data, rung, layers):
     result = finetune(model, recipe=recipe(data, rung, layers=layers), run=run(tmp_path / "out"))
@@ -50,10 +51,11 @@ def test_intact_rungs_change_victor_tensors_only(tmp_path, model, data, rung, la
     adapted = {name.split(".")[2] for name in after if "adapters" in name}
     assert (
         adapted
-        == {"registers": set(), "early": {"0", "1"}, "all": set("012345")}[
-            rung if rung == "registers" else layers
+        == {"registers": set(), "deep": set(), "early": {"0", "1"}, "all": set("012345")}[
+            layers if rung == "register-lora" else rung
         ]
     )
+    assert ("victor.offsets.1.weight" in after) == (rung == "deep")
     assert result["trainable_parameters"] == sum(t.numel() for t in after.values())
 
 

@@ -15,6 +15,7 @@ from victorctl.modeling_victor import VictorLlava
 
 IMAGE = 4  # the id of "<image>" in the vocabulary of `tests.tiny`
 ADAPTER = {"rank": 4, "alpha": 6.0, "layers": "all"}  # alpha != rank, so that the scale shows
+ALL = {"adapter": ADAPTER, "deep": True}  # everything that may be learned beside registers
 CLOSE = 3e-5  # of the largest value: what single precision leaves after six layers
 
 
@@ -25,9 +26,10 @@ def victor_llava(  # noqa: PLR0913
     drop_layer: int = 2,
     positions: str = "overlay",
     adapter: dict[str, Any] | None = None,
+    deep: bool = False,
     window: int | None = None,
 ) -> VictorLlava:
-    """Wrap `tiny_model(text=text)`, with registers and adapters that are not zero.
+    """Wrap `tiny_model(text=text)`, with registers, offsets and adapters that are not zero.
 
     Args:
         text: Backbone.
@@ -35,6 +37,7 @@ def victor_llava(  # noqa: PLR0913
         drop_layer: k.
         positions: `overlay` or `append`.
         adapter: `rank`, `alpha` and `layers`, or None.
+        deep: Registers have offsets.
         window: Sliding window of the text model.
     """
     native = tiny_model(text=text)
@@ -49,6 +52,8 @@ def victor_llava(  # noqa: PLR0913
         "positions": positions,
         "adapter": adapter,
     }
+    if deep:  # absent where a folder was written before there were any
+        config.victor["deep"] = True
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         model = VictorLlava(config).eval()
@@ -66,7 +71,7 @@ shared_native = functools.cache(tiny_model)
 @functools.cache
 def shared(text: str = "llama", *, adapted: bool = False, **settings: Any) -> VictorLlava:
     """Like `victor_llava`, built once for equal arguments: not to be changed."""
-    return victor_llava(text, adapter=ADAPTER if adapted else None, **settings)
+    return victor_llava(text, **(ALL if adapted else {}), **settings)
 
 
 def victor_folder(folder: Path, model: VictorLlava, **how: Any) -> Path:
@@ -187,6 +192,9 @@ def masked_logits(
     late = early.masked_fill(full.where("visual"), closed)
     for index, layer in enumerate(text.layers):
         mask = early if index < settings["drop_layer"] else late
+        offset = victor.get(f"victor.offsets.{index}.weight")
+        if offset is not None:
+            hidden[0, full.where("register")] += offset.repeat(count, 1)
         with ExitStack() as hooks:
             for hook in low_rank_hooks(layer, index, victor, settings, full.where("register")):
                 hooks.callback(hook.remove)
@@ -195,7 +203,6 @@ def masked_logits(
                 attention_mask=mask[None, None],
                 position_embeddings=rotary,
                 position_ids=position,
-                past_key_values=None,
                 use_cache=False,
             )
     logits = native.lm_head(text.norm(hidden))[0]

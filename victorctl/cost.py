@@ -14,6 +14,7 @@ TOWER_FIELDS = (
     "image_size",
     "patch_size",
 )
+ANY_SIZE = ("dinov2",)  # towers that adapt to the picture: `image_size` is that of their training
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def shape_of(config: Any) -> Shape:
     """
     text = config.get_text_config()
     vision = getattr(config, "vision_config", None)
-    tower, omissions = _tower_of(vision)
+    tower, omissions = _tower_of(vision, getattr(config, "image_seq_length", None))
     taps = getattr(config, "vision_feature_layer", -1)
     whole = getattr(config, "vision_feature_select_strategy", "default") == "full"
     dtype = str(getattr(config, "dtype", None) or text.dtype).removeprefix("torch.")
@@ -101,21 +102,30 @@ def shape_of(config: Any) -> Shape:
     )
 
 
-def _tower_of(vision: Any) -> tuple[Tower | None, tuple[str, ...]]:
+def _tower_of(vision: Any, tokens: int | None) -> tuple[Tower | None, tuple[str, ...]]:
+    """Read a tower's sizes; `tokens` is how many the model's configuration expects of a picture."""
     if vision is None:
         return None, ()
     kind = vision.model_type
-    missing = [name for name in TOWER_FIELDS if not isinstance(getattr(vision, name, None), int)]
+    sizes = {name: getattr(vision, name, None) for name in TOWER_FIELDS}
+    if hasattr(vision, "mlp_ratio"):
+        sizes["intermediate_size"] = int(vision.hidden_size * vision.mlp_ratio)
+    missing = [name for name, size in sizes.items() if not isinstance(size, int)]
     if missing:
         return None, (f"The {kind} tower is not counted: no single {', '.join(missing)}.",)
     if kind == "pixtral":
         return None, ("The pixtral tower is not counted: its length depends on the picture.",)
+    if getattr(vision, "use_swiglu_ffn", False):
+        return None, (f"The {kind} tower is not counted: its MLP has a gate.",)
     siglip = kind.startswith("siglip")
+    patches = (vision.image_size // vision.patch_size) ** 2
+    if kind in ANY_SIZE and tokens:
+        patches = tokens
     return Tower(
         layers=vision.num_hidden_layers,
         width=vision.hidden_size,
-        mlp=vision.intermediate_size,
-        patches=(vision.image_size // vision.patch_size) ** 2,
+        mlp=sizes["intermediate_size"],
+        patches=patches,
         patch_values=vision.patch_size**2 * getattr(vision, "num_channels", 3),
         class_token=not siglip,
         pooling_head=siglip and getattr(vision, "vision_use_head", True),

@@ -5,16 +5,15 @@ prefix is run once for all questions about the picture, for student and teacher 
 gradient unless the layers themselves are trained.
 
 Shapes: r rows, s questions (all rows together), p tokens in a prefix, t tokens after it, a answer
-positions (all questions together), v vocabulary, c classes kept of the teacher.
+positions and x text tokens (all questions together), v vocabulary, c classes kept of the teacher.
 
-Source: Hinton et al. 2015, arXiv 1503.02531 (distillation); the shared prefix is this project's.
+Source: Hinton et al. 2015, arXiv 1503.02531 (distillation); Romero et al. 2014, arXiv 1412.6550
+(matching hidden states); the shared prefix is this project's.
 """
 
 import copy
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -23,8 +22,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from victorctl.data.batches import IGNORED, Encoded, EncodedRow, join_images, pad
+from victorctl.collation import Batch
 from victorctl.modeling_victor import (
     Images,
     Tokens,
@@ -34,105 +34,18 @@ from victorctl.modeling_victor import (
     next_positions,
 )
 from victorctl.recipe import TrainSection
-from victorctl.teacher import KEY_BYTES, Targets, TeacherCache
+from victorctl.teacher import Targets, TeacherCache
 
 CERTAIN = 1e-6  # probability left to the classes that were not kept, below which it does not count
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Questions about pictures, cut at the end of each row's first picture.
-
-    Args:
-        images: What the processor made of every picture, in reading order.
-        pictures: Pictures of each row [r].
-        prefix: Tokens to the end of the first picture, padded on the left [r, p].
-        prefix_mask: 1 for tokens [r, p].
-        row: Row of each question [s].
-        suffix: Tokens after the prefix, padded on the right [s, t].
-        suffix_mask: 1 for tokens [s, t].
-        labels: Answers; IGNORED elsewhere [s, t].
-        keys: What identifies each question's input, however it was batched.
-    """
-
-    images: dict[str, Tensor]
-    pictures: tuple[int, ...]
-    prefix: Tensor
-    prefix_mask: Tensor
-    row: Tensor
-    suffix: Tensor
-    suffix_mask: Tensor
-    labels: Tensor
-    keys: tuple[bytes, ...]
-
-    def to(self, device: torch.device) -> "Batch":
-        """Move every tensor."""
-        moved = {
-            name: value.to(device)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
-        return replace(
-            self, images={name: value.to(device) for name, value in self.images.items()}, **moved
-        )
-
-    @property
-    def asked(self) -> Tensor:
-        """Where the next token belongs to an answer [s, t]."""
-        following = self.labels[:, 1:] != IGNORED
-        return functional.pad(following, (0, 1))
-
-    @property
-    def answers(self) -> Tensor:
-        """Tokens of the answers [a]."""
-        return self.labels[:, 1:][self.asked[:, :-1]]
-
-    @property
-    def counts(self) -> list[int]:
-        """Answer positions of each question."""
-        return self.asked.sum(dim=1).tolist()
-
-
-def collate(rows: Sequence[EncodedRow], pad_id: int) -> Batch:
-    """Cut the conversations at the end of their first picture and stack them.
-
-    Args:
-        rows: Encoded rows with pictures; one whose conversations begin differently counts as
-            several.
-        pad_id: Token that fills up.
-    """
-    rows = [part for row in rows for part in row.by_prefix()]
-    pairs = [(number, said) for number, row in enumerate(rows) for said in row.conversations]
-    starts = [row.conversations[0].input_ids[: row.prefix] for row in rows]
-    prefix, prefix_mask = pad(starts, side="left", value=pad_id)
-    suffix, suffix_mask = pad(
-        [said.input_ids[rows[number].prefix :] for number, said in pairs],
-        side="right",
-        value=pad_id,
-    )
-    labels, _ = pad(
-        [said.labels[rows[number].prefix :] for number, said in pairs], side="right", value=IGNORED
-    )
-    digests = [_digest(row) for row in rows]
-    return Batch(
-        images=join_images([row.images for row in rows]),
-        pictures=tuple(len(row.images["pixel_values"]) for row in rows),
-        prefix=prefix,
-        prefix_mask=prefix_mask,
-        row=torch.tensor([number for number, _ in pairs]),
-        suffix=suffix,
-        suffix_mask=suffix_mask,
-        labels=labels,
-        keys=tuple(_key(digests[number], said) for number, said in pairs),
-    )
-
-
 class Losses(NamedTuple):
-    """Means over answer positions."""
+    """Means over answer positions; of `hidden`, over text tokens and late layers."""
 
     total: Tensor
     cross_entropy: Tensor
     distill: Tensor
+    hidden: Tensor
 
 
 class Early(NamedTuple):
@@ -152,13 +65,25 @@ class Early(NamedTuple):
         return cache
 
 
+class Lesson(NamedTuple):
+    """What the teacher gives for a batch.
+
+    Its targets, its states to match [late layers, x, d], and the prefix that it has read.
+    """
+
+    targets: Targets | None = None
+    states: Tensor | None = None
+    early: Early | None = None
+
+
 class Distillation(nn.Module):
     """The loss of a batch, and the teacher's side of it.
 
     Args:
         model: A Victor model; what is to be trained requires a gradient, all else does not.
         settings: The recipe's `train`.
-        known: The teacher's targets from before; None to compute them every time.
+        known: The teacher's targets from before; None to compute them every time, as must be where
+            hidden states are matched, which nobody keeps.
     """
 
     def __init__(
@@ -175,26 +100,39 @@ class Distillation(nn.Module):
         Raises:
             ValueError: For what the model's own forward refuses.
         """
-        features, early, targets = self._features(batch), None, None
-        if self.settings.distill > 0:
-            targets = self.known.find(batch.keys) if self.known else None
-            if targets is None:
-                targets, early = self._teach(batch, features)
-                if self.known:
-                    targets = self.known.add(batch.keys, batch.counts, targets)
-            targets = Targets(*(part.to(features[0].device) for part in targets))
+        features = self._features(batch)
+        lesson = self._lesson(batch, features)
         with torch.set_grad_enabled(bool(self.lora) and torch.is_grad_enabled()):
+            early = lesson.early
             if early is None or self.lora:
                 early = self._early(batch, features)
             cache = self._student_prefix(early)
-        hidden = self._read_suffix(batch, features, cache)
-        logits = self.model.lm_head(hidden[batch.asked]).float()  # [a, v]
+        output = self._read_suffix(batch, features, cache)
+        logits = self.model.lm_head(output.last_hidden_state[batch.asked]).float()  # [a, v]
         cross_entropy = functional.cross_entropy(logits, batch.answers)
-        distill = logits.new_zeros(())
+        distill = hidden = logits.new_zeros(())
+        settings = self.settings
+        if settings.distill > 0:
+            targets = Targets(*(part.to(logits.device) for part in lesson.targets))
+            distill = divergence(logits, targets, settings.temperature)
+        if settings.hidden > 0:
+            hidden = unlikeness(self._late_states(batch, output), lesson.states)
+        total = settings.cross_entropy * cross_entropy
+        total = total + settings.distill * distill + settings.hidden * hidden
+        return Losses(total, cross_entropy, distill, hidden)
+
+    def _lesson(self, batch: Batch, features: list[Tensor]) -> Lesson:
+        """Look up what the teacher said before, or else ask it."""
+        if not self.settings.has_teacher:
+            return Lesson()
+        targets = self.known.find(batch.keys) if self.known else None
         if targets is not None:
-            distill = divergence(logits, targets, self.settings.temperature)
-        total = self.settings.cross_entropy * cross_entropy + self.settings.distill * distill
-        return Losses(total, cross_entropy, distill)
+            return Lesson(targets)
+        lesson = self._teach(batch, features)
+        if self.known:
+            targets = self.known.add(batch.keys, batch.counts, lesson.targets)
+            lesson = lesson._replace(targets=targets)
+        return lesson
 
     @torch.no_grad()
     def _features(self, batch: Batch) -> list[Tensor]:
@@ -235,8 +173,10 @@ class Distillation(nn.Module):
         cache.dropped = True
         return cache
 
-    def _read_suffix(self, batch: Batch, features: list[Tensor], cache: VictorCache) -> Tensor:
-        """Read registers and questions after the prefix; states [s, t, d]."""
+    def _read_suffix(
+        self, batch: Batch, features: list[Tensor], cache: VictorCache
+    ) -> BaseModelOutputWithPast:
+        """Read registers and questions after the prefix; states are [s, t, d]."""
         cache.batch_select_indices(batch.row)
         others = _others(batch, features)
         embeddings, visual = self._embed(batch.suffix, others)
@@ -256,10 +196,24 @@ class Distillation(nn.Module):
             past_key_values=cache,
             images=images,
             use_cache=True,
-        ).last_hidden_state
+            output_hidden_states=self._matched(),
+        )
+
+    def _matched(self) -> list[int] | bool:
+        """Number the hidden states that are matched: what the layers without visual tokens give."""
+        late = range(self.text.victor.drop_layer + 1, len(self.text.layers) + 1)
+        return list(late) if self.settings.hidden > 0 else False
+
+    def _late_states(self, batch: Batch, output: BaseModelOutputWithPast) -> Tensor:
+        """Take the states that are matched, at the text after the first picture.
+
+        All of the text and not its answers alone: answers read the keys and values of questions.
+        """
+        text = batch.suffix_mask.bool() & (batch.suffix != self.model.config.image_token_id)
+        return torch.stack([state[text] for state in output.hidden_states if state is not None])
 
     @torch.no_grad()
-    def _teach(self, batch: Batch, features: list[Tensor]) -> tuple[Targets, Early]:
+    def _teach(self, batch: Batch, features: list[Tensor]) -> Lesson:
         """Let the unconverted model answer, every layer seeing every visual token."""
         k, layers = self.text.victor.drop_layer, len(self.text.layers)
         with self._untouched(), self.model.registers_off():
@@ -270,17 +224,19 @@ class Distillation(nn.Module):
             cache.batch_select_indices(batch.row)
             embeddings, _ = self._embed(batch.suffix, _others(batch, features))
             valid = batch.suffix_mask.bool()
-            hidden = self.text(
+            output = self.text(
                 inputs_embeds=embeddings,
                 attention_mask=cache.mask(0, valid),
                 position_ids=next_positions(cache.next_position, valid),
                 past_key_values=cache,
                 use_cache=True,
-            ).last_hidden_state
-            logits = self.model.lm_head(hidden[batch.asked]).float()
+                output_hidden_states=self._matched(),
+            )
+            logits = self.model.lm_head(output.last_hidden_state[batch.asked]).float()
         log_probability = (logits / self.settings.temperature).log_softmax(dim=-1)
         best = log_probability.topk(min(self.settings.top_k, logits.shape[-1]))
-        return Targets(best.indices, best.values), early
+        states = self._late_states(batch, output) if self.settings.hidden > 0 else None
+        return Lesson(Targets(best.indices, best.values), states, early)
 
     @contextmanager
     def _untouched(self) -> Iterator[None]:
@@ -314,6 +270,18 @@ def divergence(logits: Tensor, targets: Targets, temperature: float) -> Tensor:
     return (kept + torch.where(rest > CERTAIN, tail, 0)).mean() * temperature**2
 
 
+def unlikeness(states: Tensor, teacher: Tensor) -> Tensor:
+    """Measure how far states point from the teacher's: 1 - cosine, mean over layers and tokens.
+
+    Their lengths do not count: layers normalise what they read, and lengths grow with depth.
+
+    Args:
+        states: The student's [late layers, x, d].
+        teacher: The teacher's, alike.
+    """
+    return 1 - functional.cosine_similarity(states.float(), teacher.float(), dim=-1).mean()
+
+
 def _firsts(batch: Batch, features: list[Tensor]) -> list[Tensor]:
     """Features of each row's first picture."""
     return [pictures[0] for pictures in _by_row(batch, features)]
@@ -328,18 +296,3 @@ def _others(batch: Batch, features: list[Tensor]) -> list[Tensor]:
 def _by_row(batch: Batch, features: list[Tensor]) -> list[list[Tensor]]:
     left = iter(features)
     return [list(islice(left, count)) for count in batch.pictures]
-
-
-def _digest(row: EncodedRow) -> bytes:
-    """Tell a row's pictures apart from others."""
-    digest = hashlib.blake2b(digest_size=KEY_BYTES)
-    for name, value in sorted(row.images.items()):
-        digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(value.contiguous().numpy())
-    return digest.digest()
-
-
-def _key(pictures: bytes, said: Encoded) -> bytes:
-    """Tell a question apart from others: by what is read, and which of it is the answer."""
-    tokens = torch.tensor([said.input_ids, said.labels]).numpy().tobytes()
-    return hashlib.blake2b(pictures + tokens, digest_size=KEY_BYTES).digest()

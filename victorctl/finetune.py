@@ -15,8 +15,9 @@ from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from victorctl import checkpoint, folders, lineage, plots, saving
+from victorctl.collation import Batch
 from victorctl.data.conversations import Rows, open_data
-from victorctl.distill import Batch, Distillation
+from victorctl.distill import Distillation
 from victorctl.errors import VictorError
 from victorctl.recipe import Recipe, Run
 from victorctl.resuming import State, finish_the_step
@@ -87,7 +88,7 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     if run.dry_run:
         return result
     parent = lineage.weights_sha256(model, base)
-    if train.distill > 0 and not intact:
+    if train.has_teacher and not intact:
         say(
             "this folder's base weights are not known to be the unconverted model's; the teacher "
             "is what they predict from the whole picture",
@@ -202,9 +203,9 @@ def _identity(recipe: Recipe, parent: str, rows: Rows, network: PreTrainedModel)
 def _teacher(
     model: Path, network: PreTrainedModel, recipe: Recipe, run: Run, base_sha256: str
 ) -> TeacherCache | None:
-    """Open what is known of the unconverted model's predictions, if the recipe wants them kept."""
+    """Open what is known of the unconverted model's predictions, if they are kept and suffice."""
     train = recipe.train
-    if not train.teacher_cache or train.distill == 0:
+    if not train.teacher_cache or train.distill == 0 or train.hidden > 0:
         return None
     config = checkpoint.read_config(model)
     del config["victor"]

@@ -55,6 +55,9 @@ TEXT, VISUAL, REGISTER = 0, 1, 2
 CAPTURED = ("output_hidden_states", "output_attentions", "output_router_logits")
 """What a caller or a configuration may ask the layers to hand out."""
 
+CACHE = "cache" if hasattr(BaseModelOutputWithPast, "cache") else "past_key_values"
+"""What this version of transformers calls the cache, in arguments and in outputs."""
+
 VARIANT = "victor"
 WEIGHTS = "victor.safetensors"
 BASE_WEIGHTS = "model.safetensors"
@@ -91,30 +94,72 @@ class Gate(threading.local):
         return Gate, ()  # a copy starts closed
 
 
-class LowRank(nn.Module):
-    """A low-rank update of one Linear, at registers only: no other token's arithmetic changes.
+class AtRegisters(nn.Module):
+    """Something learned that `add` adds at registers only: no other token's arithmetic changes.
+
+    Args:
+        gate: Of the decoder layer that it acts in.
+    """
+
+    hook = "forward"  # or "forward_pre", to change what a module is given
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def attach(self, module: nn.Module) -> None:
+        """Hook `add` to a module; nothing happens where it is hooked already."""
+        if self.add not in getattr(module, f"_{self.hook}_hooks").values():
+            getattr(module, f"register_{self.hook}_hook")(self.add)
+
+    def detach(self, module: nn.Module) -> None:
+        """Take the hook away; nothing happens where there is none."""
+        hooks = getattr(module, f"_{self.hook}_hooks")
+        for key in [key for key, hook in hooks.items() if hook == self.add]:
+            del hooks[key]
+
+
+class Offset(AtRegisters):
+    """One more learned vector for each register, added to its state before a decoder layer [r, d].
+
+    Source: Liu et al. 2021, arXiv 2110.07602, for prompts in every layer; adding to the state
+    instead of replacing it is this project's.
+    """
+
+    hook = "forward_pre"
+
+    def __init__(self, layer: nn.Module, count: int, width: int, gate: Gate) -> None:
+        super().__init__(gate)
+        self.weight = nn.Parameter(torch.empty(count, width))
+        self.attach(layer)
+
+    def forward(self, images: int) -> Tensor:
+        """Give every image its own copy of the offsets [images * r, d]."""
+        return self.weight.repeat(images, 1)
+
+    def add(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Add the offsets to a layer's input, below the drop: there every image has all of r."""
+        rows, (hidden, *others) = self.gate.rows, inputs
+        if rows is None:
+            return None
+        offsets = self(len(rows) // self.weight.shape[0]).to(hidden)
+        flat = hidden.flatten(0, -2)  # not in place: it is the output of the layer before
+        return flat.index_add(0, rows.to(hidden.device), offsets).view_as(hidden), *others
+
+
+class LowRank(AtRegisters):
+    """A low-rank update of one Linear.
 
     Source: Hu et al. 2021, arXiv 2106.09685, for the update; acting at registers alone is this
     project's.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, scale: float, gate: Gate) -> None:
-        super().__init__()
+        super().__init__(gate)
         self.down = nn.Parameter(torch.empty(rank, linear.in_features))
         self.up = nn.Parameter(torch.empty(linear.out_features, rank))
-        self.scale, self.gate = scale, gate
+        self.scale = scale
         self.attach(linear)
-
-    def attach(self, linear: nn.Linear) -> None:
-        """Hook the update to a Linear; nothing happens where it is hooked already."""
-        if self.add not in linear._forward_hooks.values():
-            linear.register_forward_hook(self.add)
-
-    def detach(self, linear: nn.Linear) -> None:
-        """Take the hook away; nothing happens where there is none."""
-        for key, hook in list(linear._forward_hooks.items()):
-            if hook == self.add:
-                del linear._forward_hooks[key]
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map register states [rows, in] to their update, not yet scaled [rows, out]."""
@@ -136,9 +181,8 @@ class LowRank(nn.Module):
 class Adapter(nn.Module):
     """The low-rank updates of one decoder layer, one per Linear outside of expert banks."""
 
-    def __init__(self, layer: nn.Module, rank: int, scale: float) -> None:
+    def __init__(self, layer: nn.Module, rank: int, scale: float, gate: Gate) -> None:
         super().__init__()
-        self.gate = Gate()
         linears = {
             name: module
             for name, module in layer.named_modules()
@@ -146,14 +190,14 @@ class Adapter(nn.Module):
         }
         self.linears = nn.ModuleDict(
             {
-                name.replace(".", "-"): LowRank(linear, rank, scale, self.gate)
+                name.replace(".", "-"): LowRank(linear, rank, scale, gate)
                 for name, linear in linears.items()
             }
         )
 
 
 class Victor(nn.Module):
-    """Everything that a conversion adds: registers, and low-rank updates at the registers if any.
+    """Everything that a conversion adds: registers, and what else is learned at them, if any.
 
     Args:
         settings: The `victor` section of the configuration.
@@ -169,9 +213,19 @@ class Victor(nn.Module):
         self.inserting = True  # False: the drop without registers
         self.reduce = drop_visual  # what happens to the sequence before layer `drop_layer`
         self.registers = Registers(settings["registers"], width)
+        self.gates = [Gate() for _ in layers]
+        self.offsets = nn.ModuleDict()
         self.adapters = nn.ModuleDict()
+        if settings.get("deep"):
+            self.deepen(layers)
         if settings.get("adapter"):
             self.adapt(layers, settings["adapter"])
+
+    def deepen(self, layers: nn.ModuleList) -> None:
+        """Give the decoder layers below the drop their offsets; the first has the registers."""
+        count, width = self.registers.weight.shape
+        for index in range(1, self.drop_layer):
+            self.offsets[str(index)] = Offset(layers[index], count, width, self.gates[index])
 
     def adapt(self, layers: nn.ModuleList, adapter: dict[str, Any]) -> None:
         """Give decoder layers their adapters.
@@ -183,19 +237,22 @@ class Victor(nn.Module):
         count = self.drop_layer if adapter["layers"] == "early" else len(layers)
         scale = adapter["alpha"] / adapter["rank"]
         for index in range(count):
-            self.adapters[str(index)] = Adapter(layers[index], adapter["rank"], scale)
+            gate = self.gates[index]
+            self.adapters[str(index)] = Adapter(layers[index], adapter["rank"], scale, gate)
 
     def attach(self, layers: nn.ModuleList) -> None:
-        """Hook the updates to the Linears that are there now: quantising replaces them on load."""
-        for update, linear in self._updates(layers):
-            update.attach(linear)
+        """Hook to the modules that are there now: quantising replaces Linears on load."""
+        for learned, module in self._hooked(layers):
+            learned.attach(module)
 
     def detach(self, layers: nn.ModuleList) -> None:
         """Take the hooks away, so that the unconverted model runs as fast as the native class."""
-        for update, linear in self._updates(layers):
-            update.detach(linear)
+        for learned, module in self._hooked(layers):
+            learned.detach(module)
 
-    def _updates(self, layers: nn.ModuleList) -> Iterator[tuple[LowRank, nn.Module]]:
+    def _hooked(self, layers: nn.ModuleList) -> Iterator[tuple[AtRegisters, nn.Module]]:
+        for index, offset in self.offsets.items():
+            yield offset, layers[int(index)]
         for index, adapter in self.adapters.items():
             for name, update in adapter.linears.items():
                 linear = layers[int(index)].get_submodule(name.replace("-", "."))
@@ -204,10 +261,9 @@ class Victor(nn.Module):
                 yield update, linear
 
     def open_gates(self, start: int, stop: int, rows: Tensor | None) -> None:
-        """Tell the adapters of layers start..stop-1 which flat rows hold registers, if any."""
-        for index in range(start, stop):
-            if str(index) in self.adapters:
-                self.adapters[str(index)].gate.rows = rows
+        """Tell layers start..stop-1 which flat rows hold registers, if any."""
+        for gate in self.gates[start:stop]:
+            gate.rows = rows
 
     def keep_gates(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
         """Make a checkpointing function compute a layer again with the gates as they were.
@@ -216,11 +272,10 @@ class Victor(nn.Module):
         """
 
         def run(layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            gates = [adapter.gate for adapter in self.adapters.values()]
-            before = [gate.rows for gate in gates]
+            before = [gate.rows for gate in self.gates]
 
             def again(*inputs: Any, **named: Any) -> Any:
-                for gate, rows in zip(gates, before, strict=True):
+                for gate, rows in zip(self.gates, before, strict=True):
                     gate.rows = rows
                 return layer(*inputs, **named)
 
@@ -672,8 +727,8 @@ class VictorText(Mixed):
             inputs_embeds=hidden,
             attention_mask=tokens.valid if cache is None else cache.mask(stage, tokens.valid),
             position_ids=tokens.position,
-            past_key_values=None if cache is None else cache.window(start, stop),
             use_cache=cache is not None,
+            **{CACHE: None if cache is None else cache.window(start, stop)},
             **kwargs,
         )
 
@@ -686,13 +741,16 @@ class VictorText(Mixed):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         images: Images | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the text model; `images` are those whose features `inputs_embeds` holds.
 
-        Where there is nothing to drop, now or in the cache, this is the native forward.
+        Where there is nothing to drop, now or in the cache, this is the native forward. The cache
+        is taken under both of its names.
         """
-        cache = self._cache(past_key_values, use_cache, images)
+        given = past_key_values if cache is None else cache
+        cache = self._cache(given, use_cache, images)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if images is not None or (cache is not None and cache.dropped):
@@ -704,9 +762,9 @@ class VictorText(Mixed):
         output = super().forward(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            **{CACHE: given if cache is None else cache},
             **kwargs,
         )
         if cache is not None:
@@ -754,9 +812,9 @@ class VictorText(Mixed):
             attentions = first.attentions + second.attentions
         return BaseModelOutputWithPast(
             last_hidden_state=scatter(second.last_hidden_state, late, length),
-            past_key_values=cache,
             hidden_states=states,
             attentions=attentions,
+            **{CACHE: cache},
         )
 
     def arrange(
@@ -807,8 +865,8 @@ class VictorText(Mixed):
                 "A Victor model cannot put an image into this cache: "
                 f"{'an offloaded' if getattr(cache, 'offloading', False) else 'a'} "
                 f"{type(cache).__name__} that holds {cache.get_seq_length()} tokens. It needs "
-                "layers of two lengths.\n  fix: pass no cache_implementation, and as "
-                "past_key_values an empty DynamicCache() or the cache that this model returned"
+                f"layers of two lengths.\n  fix: pass no cache_implementation, and as {CACHE} "
+                "an empty DynamicCache() or the cache that this model returned"
             )
         return adopted
 
@@ -955,8 +1013,9 @@ def settings_in(config: dict[str, Any]) -> dict[str, Any]:
 class VictorMixin:
     """A LLaVA with registers: processor, prompts, `input_ids` and output shapes stay the same.
 
-    `config.victor` holds `registers`, `drop_layer`, `positions` (`overlay` or `append`) and
-    `adapter` (None, or `rank`, `alpha` and `layers`: `early` or `all`).
+    `config.victor` holds `registers`, `drop_layer`, `positions` (`overlay` or `append`),
+    `adapter` (None, or `rank`, `alpha` and `layers`: `early` or `all`), and `deep` where registers
+    have offsets.
     """
 
     # Engines with one length for all layers must not pick this up.
@@ -1014,9 +1073,11 @@ class VictorMixin:
         return super().load_state_dict(state_dict, strict, assign)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Draw registers like token embeddings; a fresh low-rank update is zero."""
+        """Draw registers like token embeddings; fresh offsets and low-rank updates are zero."""
         if isinstance(module, Registers):
             nn.init.normal_(module.weight, std=self.config.text_config.initializer_range)
+        elif isinstance(module, Offset):
+            nn.init.zeros_(module.weight)
         elif isinstance(module, LowRank):
             nn.init.normal_(module.down, std=module.down.shape[1] ** -0.5)
             nn.init.zeros_(module.up)
@@ -1055,7 +1116,7 @@ class VictorMixin:
         """Read the prompt, in chunks if so asked, none of which may end inside an image."""
         size = generation_config.prefill_chunk_size
         if size is not None and self.victor.enabled:
-            past = model_kwargs.get("past_key_values")
+            past = model_kwargs.get(CACHE)
             mask = model_kwargs.get("attention_mask")
             new = past is None or (mask is not None and mask.shape[1] > input_ids.shape[1])
             start = 0 if new else past.get_seq_length()

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+PARTS = {"cross_entropy": (4, 2), "distill": (1, 1.5), "hidden": (6, 2, 1, 2)}
+"""Parts of a training run's loss, and the dashes that they are drawn in."""
 SMOOTHING = 50  # a smoothed loss is the mean over a fiftieth of the run to each side
 
 
@@ -116,9 +118,8 @@ def losses(steps: Sequence[Mapping[str, float]]) -> "Figure":
     """Draw a training run's loss: each step faintly, its running mean, and those of its parts.
 
     Args:
-        steps: One entry per step, at least one, with `step`, `loss`, and its parts
-            `cross_entropy` and `distill`; a part that is 0 throughout, or all there is, is not
-            drawn.
+        steps: One entry per step, at least one, with `step`, `loss`, and its `PARTS`; a part that
+            is 0 throughout, or all there is, is not drawn.
     """
     palette = Palette()
     figure, axes = _blank(palette)
@@ -126,7 +127,7 @@ def losses(steps: Sequence[Mapping[str, float]]) -> "Figure":
     losses = [entry["loss"] for entry in steps]
     axes.plot(places, losses, color=palette.faint, linewidth=0.8)
     axes.plot(places, smooth(losses), color=palette.model, linewidth=2, label="loss")
-    for key, dashes in (("cross_entropy", (4, 2)), ("distill", (1, 1.5))):
+    for key, dashes in PARTS.items():
         values = [entry[key] for entry in steps]
         if any(values) and values != losses:  # the only part is the whole
             style = {"color": palette.other, "linewidth": 1.3, "dashes": dashes}

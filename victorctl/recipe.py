@@ -82,8 +82,8 @@ class ConvertSection(Section):
 class TrainSection(Section):
     """How registers are trained."""
 
-    rung: Literal["registers", "register-lora", "lora"] = "register-lora"
-    """What is trained: registers; with low-rank updates at registers only; or at every position."""
+    rung: Literal["registers", "deep", "register-lora", "lora"] = "register-lora"
+    """Trained: registers; they and offsets; they and low-rank updates at them only, or anywhere."""
 
     layers: Literal["early", "all"] = "all"
     """Language-model layers that get low-rank updates: those that see visual tokens, or all."""
@@ -107,7 +107,7 @@ class TrainSection(Section):
     """Highest learning rate."""
 
     register_learning_rate: float | None = Field(None, gt=0)
-    """Highest learning rate of the registers themselves; unset: the same."""
+    """Highest learning rate of registers and their offsets; unset: the same."""
 
     warmup: float = Field(0.03, ge=0, le=1)
     """Share of the steps in which the learning rate rises."""
@@ -124,6 +124,9 @@ class TrainSection(Section):
     distill: float = Field(1.0, ge=0)
     """Weight of the loss on the unconverted model's own predictions."""
 
+    hidden: float = Field(0.0, ge=0)
+    """Weight of matching the unconverted model's late states; above 0, without teacher_cache."""
+
     temperature: float = Field(1.0, gt=0)
     """Softness at which predictions are compared in distillation."""
 
@@ -131,7 +134,7 @@ class TrainSection(Section):
     """Predictions of the unconverted model kept at each answer position."""
 
     teacher_cache: bool = True
-    """Keep the unconverted model's predictions on disk, computed once."""
+    """Keep the unconverted model's predictions on disk, computed once; not if train.hidden > 0."""
 
     checkpoint_every: int = Field(100, ge=1)
     """Steps between two checkpoints."""
@@ -141,9 +144,16 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _something_is_learnt(self) -> Self:
-        if self.cross_entropy == 0 and self.distill == 0:
-            raise ValueError("cross_entropy and distill are both 0, so there is nothing to learn")
+        if self.cross_entropy == self.distill == self.hidden == 0:
+            raise ValueError(
+                "cross_entropy, distill and hidden are all 0, so there is nothing to learn"
+            )
         return self
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the unconverted model is asked for anything."""
+        return self.distill > 0 or self.hidden > 0
 
 
 class DataSection(Section):

@@ -13,13 +13,14 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
+from victorctl.collation import Batch, collate
 from victorctl.data.batches import encode, padding_token
 from victorctl.data.conversations import Row
-from victorctl.distill import Batch, collate
 from victorctl.errors import VictorError
 from victorctl.recipe import TrainSection
 
 AHEAD = 2  # batches that are made while a step runs
+VECTORS = ("victor.registers.", "victor.offsets.")  # parameters that are states of registers
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def learning_rate(step: int, settings: TrainSection) -> float:
 
 
 def choose_parameters(model: PreTrainedModel, settings: TrainSection) -> dict[str, nn.Parameter]:
-    """Freeze the model but for what the rung trains, adding low-rank updates where it has them.
+    """Freeze the model but for what the rung trains, adding to it what the rung has and it lacks.
 
     What is trained is kept in float32, whatever the weights are.
 
@@ -100,7 +101,10 @@ def choose_parameters(model: PreTrainedModel, settings: TrainSection) -> dict[st
     model.requires_grad_(False)
     text, victor = model.model.language_model, model.victor
     alpha = settings.rank if settings.alpha is None else settings.alpha
-    if settings.rung == "register-lora":
+    if settings.rung == "deep":
+        _deepen(model)
+        victor.offsets.requires_grad_(True)
+    elif settings.rung == "register-lora":
         _adapt(model, {"rank": settings.rank, "alpha": alpha, "layers": settings.layers})
         victor.adapters.requires_grad_(True)
     elif settings.rung == "lora":
@@ -120,6 +124,31 @@ def choose_parameters(model: PreTrainedModel, settings: TrainSection) -> dict[st
     return chosen
 
 
+def _deepen(model: PreTrainedModel) -> None:
+    """Give the model offsets, or go on with those that it has.
+
+    Raises:
+        VictorError: If no layer could have any.
+    """
+    if model.config.victor.get("deep"):
+        return
+    if model.victor.drop_layer == 1:
+        raise VictorError(
+            "deep adds offsets before the layers from 1 to drop_layer - 1, and drop_layer is 1",
+            fix="use --train registers, or convert with --drop-layer 2 or more",
+        )
+    model.victor.deepen(model.model.language_model.layers)
+    _begin(model, model.victor.offsets)
+    model.config.victor = {**model.config.victor, "deep": True}
+
+
+def _begin(model: PreTrainedModel, added: nn.Module) -> None:
+    """Put new modules where the model is, with their first values."""
+    added.to(model.device)
+    for module in added.modules():
+        model._init_weights(module)
+
+
 def _adapt(model: PreTrainedModel, wanted: dict[str, Any]) -> None:
     """Give the model adapters, or go on with those that it has.
 
@@ -136,21 +165,19 @@ def _adapt(model: PreTrainedModel, wanted: dict[str, Any]) -> None:
     if has:
         return
     model.victor.adapt(model.model.language_model.layers, wanted)
-    model.victor.adapters.to(model.device)
-    for module in model.victor.adapters.modules():
-        model._init_weights(module)
+    _begin(model, model.victor.adapters)
     model.config.victor = {**model.config.victor, "adapter": wanted}
 
 
 def make_optimizer(
     parameters: Mapping[str, nn.Parameter], settings: TrainSection
 ) -> torch.optim.AdamW:
-    """Make AdamW with a group for the registers, whose rate may differ."""
+    """Make AdamW with a group for registers and their offsets, whose rate may differ."""
     own = settings.register_learning_rate or settings.learning_rate
-    registers = [value for name, value in parameters.items() if ".registers." in name]
-    others = [value for name, value in parameters.items() if ".registers." not in name]
+    vectors = [value for name, value in parameters.items() if name.startswith(VECTORS)]
+    others = [value for name, value in parameters.items() if not name.startswith(VECTORS)]
     groups = [
-        {"params": registers, "peak": own},
+        {"params": vectors, "peak": own},
         {"params": others, "peak": settings.learning_rate},
     ]
     return torch.optim.AdamW(

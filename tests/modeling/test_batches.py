@@ -118,7 +118,7 @@ def loss_and_gradients(model, batch):
 )
 def test_loss_and_gradients_of_a_padded_batch_are_those_of_its_rows(text, side, positions):
     model = victor_llava(
-        text, positions=positions, adapter={"rank": 2, "alpha": 3, "layers": "all"}
+        text, positions=positions, adapter={"rank": 2, "alpha": 3, "layers": "all"}, deep=True
     )
     prompts = ("ab#cd", "#a#bcde", "a##bc")
 

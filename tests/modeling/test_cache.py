@@ -26,7 +26,7 @@ from tests.victor_models import (
     shared_native,
     victor_llava,
 )
-from victorctl.modeling_victor import VictorCache
+from victorctl.modeling_victor import CACHE, VictorCache
 
 BACKBONES = ("llama", "qwen2", "mistral", "gemma")
 PROMPTS = ("ab#cd", "abc", "#a#bcde", "ab##")  # 1, 0, 2 and 2 adjacent images; the last ends in one
@@ -41,8 +41,10 @@ WAYS = {
 }
 
 
-def generate(model, batch, **how):
+def generate(model, batch, past_key_values=None, **how):
     torch.manual_seed(0)
+    if past_key_values is not None:
+        how[CACHE] = past_key_values
     how = {**PLAIN, "return_dict_in_generate": True, "output_logits": True, **how}
     return model.generate(**batch, **how)
 

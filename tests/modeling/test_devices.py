@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from tests.victor_models import (
-    ADAPTER,
+    ALL,
     IMAGE,
     assert_close,
     inputs,
@@ -23,7 +23,7 @@ from tests.victor_models import (
     victor_folder,
     victor_llava,
 )
-from victorctl.modeling_victor import LowRank, Registers, VictorLlava
+from victorctl.modeling_victor import LowRank, Offset, Registers, VictorLlava
 
 BATCH = ("ab#cd", "#e#f", "gh")
 HOW = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": [2, IMAGE]}
@@ -31,7 +31,7 @@ HOW = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": [2, IMAGE]}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return victor_folder(tmp_path_factory.mktemp("folder") / "tiny", victor_llava(adapter=ADAPTER))
+    return victor_folder(tmp_path_factory.mktemp("folder") / "tiny", victor_llava(**ALL))
 
 
 @torch.no_grad()
@@ -117,7 +117,7 @@ def whole(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-@pytest.mark.parametrize("also", [(), (Registers, LowRank)], ids=["layers", "Victor's own"])
+@pytest.mark.parametrize("also", [(), (Registers, Offset, LowRank)], ids=["layers", "Victor's own"])
 def test_a_model_in_shards_trains_and_is_saved_like_any_other(also, folder, mesh, tmp_path):
     plain = VictorLlava.from_pretrained(folder)
     model = sharded(plain, mesh, also=also)

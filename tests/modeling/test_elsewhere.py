@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_picture, tiny_processor
-from tests.victor_models import ADAPTER, IMAGE, inputs, shared_native, victor_folder, victor_llava
+from tests.victor_models import ALL, IMAGE, inputs, shared_native, victor_folder, victor_llava
 from victorctl import modeling_victor
 
 SHIPPED = Path(modeling_victor.__file__)
@@ -26,7 +26,7 @@ MESSAGE = "what is this ?"
 
 @pytest.fixture(scope="module")
 def model():
-    return victor_llava("llama", adapter=ADAPTER)
+    return victor_llava("llama", **ALL)
 
 
 @pytest.fixture(scope="module")

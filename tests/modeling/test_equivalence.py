@@ -10,7 +10,9 @@ rank; adapters of `early` in all layers; text before the image dropped; register
 set of registers for a row's images; overlay on the first visual positions; overlay one position
 late; append leaves the text where it was; an image answers with its first register; the drop
 without registers inserts them; registers_off never ends; registers start at zero; victor registered
-in the text model too; padding counts in positions; an image's number counted over the batch.
+in the text model too; padding counts in positions; an image's number counted over the batch;
+offsets one layer early; offsets one layer late; offsets of a batch's first image alone;
+one register's offset for all; offsets add to text.
 """
 
 import pytest
@@ -113,8 +115,29 @@ def test_adapters_lie_on_every_linear_of_the_layers_that_the_settings_name():
     ]
 
 
-def test_a_fresh_model_has_registers_like_embeddings_and_adapters_that_do_nothing():
-    config = victor_llava(registers=200, adapter={"rank": 4, "alpha": 4, "layers": "all"}).config
+def test_offsets_lie_before_every_layer_below_the_drop_but_the_first():
+    state = victor_llava("llama", drop_layer=4, deep=True).state_dict()
+
+    offsets = {name: value.shape for name, value in state.items() if ".offsets." in name}
+
+    assert offsets == {f"victor.offsets.{index}.weight": (3, 32) for index in (1, 2, 3)}
+
+
+@torch.no_grad()
+def test_a_deep_model_whose_offsets_are_zero_is_the_one_without_them():
+    deep, plain = victor_llava(drop_layer=4, deep=True), victor_llava(drop_layer=4)
+    batch = inputs("ab#cd", "e##f")
+    assert not torch.equal(deep(**batch).logits, plain(**batch).logits)
+
+    for offset in deep.victor.offsets.values():
+        offset.weight.zero_()
+
+    assert torch.equal(deep(**batch).logits, plain(**batch).logits)
+
+
+def test_a_fresh_model_has_registers_like_embeddings_and_all_else_does_nothing():
+    adapter = {"rank": 4, "alpha": 4, "layers": "all"}
+    config = victor_llava(registers=200, adapter=adapter, deep=True).config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         victor = type(shared())(config).victor
@@ -123,6 +146,7 @@ def test_a_fresh_model_has_registers_like_embeddings_and_adapters_that_do_nothin
     low_rank = victor.adapters["0"].linears["mlp-down_proj"]  # 64 wide: 64 ** -0.5
     assert low_rank.down.std().item() == pytest.approx(0.125, rel=0.15)
     assert not low_rank.up.any()
+    assert not victor.offsets["1"].weight.any()
 
 
 # ---- drop == mask --------------------------------------------------------------------------------
@@ -157,6 +181,7 @@ def test_dropping_is_masking_for_any_number_of_registers_and_layers(
         drop_layer=drop_layer,
         positions=positions,
         adapter={"rank": 3, "alpha": 5, "layers": "early"},
+        deep=True,
     )
 
     assert_drop_equals_mask(model, "llama", "a#bc##d")

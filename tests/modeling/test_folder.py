@@ -3,32 +3,24 @@
 Faults planted and caught: Victor's tensors in the base's file; one index for both; no key
 conversion; tensors only reported; an old model.safetensors left; the file not copied; config in the
 order of writing; all processes write; sizes of the index in elements; native class named as ours;
-no auto_map; hooks only on the first Linears; pickled weights are read.
+no auto_map; hooks only on the first Linears; offsets hooked to one layer on load;
+pickled weights are read.
 """
 
-import copy
 import hashlib
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForImageTextToText,
-    LlavaForConditionalGeneration,
-    dynamic_module_utils,
-)
+from transformers import LlavaForConditionalGeneration
 from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
-from transformers.utils import hub as transformers_hub
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from tests import hub
 from tests.tiny import tiny_llava
-from tests.victor_models import ADAPTER, inputs, shared_native, victor_folder, victor_llava
+from tests.victor_models import ALL, inputs, shared_native, victor_folder, victor_llava
 from victorctl import modeling_victor
 from victorctl.modeling_victor import VictorLlava, write_config, write_indexes
 
@@ -38,7 +30,7 @@ BATCH = ("ab#cd", "#e#f", "gh")
 
 @pytest.fixture(scope="module")
 def model():
-    return victor_llava("llama", adapter=ADAPTER)
+    return victor_llava("llama", drop_layer=3, **ALL)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +105,7 @@ def test_the_victor_class_loads_the_same_model_and_reports_nothing(folder, model
 
 @pytest.mark.parametrize("text", ["llama", "gemma"])  # gemma's embeddings are tied
 def test_a_loaded_model_is_saved_byte_for_byte(text, tmp_path):
-    first = victor_folder(tmp_path / "first", victor_llava(text, adapter=ADAPTER))
+    first = victor_folder(tmp_path / "first", victor_llava(text, **ALL))
 
     second = victor_folder(tmp_path / "second", VictorLlava.from_pretrained(first))
 
@@ -123,8 +115,8 @@ def test_a_loaded_model_is_saved_byte_for_byte(text, tmp_path):
 @pytest.mark.parametrize("sizes", [("1GB", "60KB"), ("60KB", "1GB"), ("60KB", "30KB")])
 def test_saving_over_a_folder_leaves_nothing_of_the_old_one(sizes, tmp_path):
     old, new = sizes
-    victor_llava(registers=5, adapter=ADAPTER).save_pretrained(tmp_path, max_shard_size=old)
-    model = victor_llava(adapter=ADAPTER)
+    victor_llava(registers=5, **ALL).save_pretrained(tmp_path, max_shard_size=old)
+    model = victor_llava(**ALL)
     with torch.no_grad():
         model.lm_head.weight.add_(1)
 
@@ -136,7 +128,7 @@ def test_saving_over_a_folder_leaves_nothing_of_the_old_one(sizes, tmp_path):
 
 
 def test_a_model_can_be_saved_where_it_was_loaded(tmp_path):
-    model = victor_llava(adapter=ADAPTER)
+    model = victor_llava(**ALL)
     model.save_pretrained(tmp_path)
     loaded = VictorLlava.from_pretrained(tmp_path)
     before = digests(tmp_path)
@@ -148,7 +140,7 @@ def test_a_model_can_be_saved_where_it_was_loaded(tmp_path):
 
 
 def test_a_model_that_lies_on_the_disk_computes_and_is_saved_like_any_other(tmp_path):
-    first = victor_folder(tmp_path / "first", victor_llava(adapter=ADAPTER))
+    first = victor_folder(tmp_path / "first", victor_llava(**ALL))
     here = ("vision_tower", "multi_modal_projector", "language_model.embed_tokens")
     here += ("language_model.norm", "language_model.rotary_emb")
     layers = [f"model.language_model.layers.{index}" for index in range(6)]
@@ -185,66 +177,9 @@ def test_only_the_main_process_writes(tmp_path):
     assert digests(tmp_path) == before
 
 
-def test_registering_the_class_for_auto_changes_nothing_in_the_folder(
-    folder, model, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(VictorLlava, "_auto_class", None)
-    VictorLlava.register_for_auto_class("AutoModelForImageTextToText")
-
-    victor_folder(tmp_path, copy.deepcopy(model))
-
-    assert digests(tmp_path) == digests(folder)
-
-
-def test_a_model_from_the_hub_is_saved_as_a_folder_of_its_own(folder, tmp_path, monkeypatch):
-    # From the Hub its code is "someone/victor--modeling_victor.VictorLlava".
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    with hub.serving(monkeypatch, tmp_path / "hub", {"someone/victor": folder}):
-        loaded = AutoModelForImageTextToText.from_pretrained(
-            "someone/victor", trust_remote_code=True
-        )
-
-        victor_folder(tmp_path / "saved", loaded)
-
-    assert digests(tmp_path / "saved") == digests(folder)
-
-
-def test_pushing_uploads_the_whole_folder(folder, monkeypatch):
-    uploaded = {}
-    api = SimpleNamespace(create_repo=lambda name, **_: SimpleNamespace(repo_id=name))
-    monkeypatch.setattr(transformers_hub, "hf_api", lambda: api)
-    monkeypatch.setattr(
-        transformers_hub, "create_and_tag_model_card", lambda *_, **__: ModelCard("---\n---\n")
-    )
-    monkeypatch.setattr(
-        VictorLlava,
-        "_upload_modified_files",
-        lambda _, made, *__, **___: uploaded.update(digests(Path(made))),
-    )
-
-    VictorLlava.from_pretrained(folder).push_to_hub("someone/victor")
-
-    kept = digests(folder)
-    assert uploaded.pop("README.md")
-    assert uploaded.items() <= kept.items()
-    assert kept.keys() - uploaded.keys() == {  # the processor pushes itself
-        "chat_template.jinja",
-        "processor_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    }
-
-
-def test_saving_does_not_push_half_a_folder(tmp_path):
-    with pytest.raises(ValueError, match=r"without its registers.\n  fix: .*hf upload"):
-        victor_llava().save_pretrained(tmp_path, push_to_hub=True)
-
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_survives_the_folder(dtype, tmp_path):
-    model = victor_llava(adapter=ADAPTER).to(dtype)
+    model = victor_llava(**ALL).to(dtype)
 
     loaded = VictorLlava.from_pretrained(victor_folder(tmp_path, model))
 
@@ -279,7 +214,7 @@ def test_float32_registers_leave_the_base_in_half_precision(tmp_path):
 @pytest.mark.parametrize("shard", ["1GB", "60KB"])
 def test_a_folder_under_the_hubs_names_loads_too(shard, tmp_path):
     # As llava-hf/llava-1.5-7b-hf names its tensors, which no class has in memory.
-    native, victor = shared_native(text="llama"), victor_llava(adapter=ADAPTER)
+    native, victor = shared_native(text="llama"), victor_llava(**ALL)
     tiny_llava(tmp_path, max_shard_size=shard)
     for file in tmp_path.glob("model*.safetensors"):
         save_file({hub_name(name): part for name, part in load_file(file).items()}, file)
@@ -377,7 +312,7 @@ def edited(folder, file, edit):
     ids=["missing", "extra"],
 )
 def test_a_tensor_too_few_or_too_many_is_an_error(file, edit, said, tmp_path):
-    folder = victor_folder(tmp_path, victor_llava(adapter=ADAPTER))
+    folder = victor_folder(tmp_path, victor_llava(**ALL))
     edited(folder, file, edit)
 
     with pytest.raises(ValueError, match=rf"(?s)does not hold this model: .*{said}.*\n  fix: "):

@@ -3,7 +3,8 @@
 Faults planted and caught: hooks never installed; hooks installed only for arguments; the state at
 the cut counted twice; states chosen slice by slice; states of the sequence, not the caller's; a
 copy's hooks stay with the original; registers not cast to the hidden type; adapters not cast; gates
-closed after the forward; gates not kept for a layer that is computed again.
+closed after the forward; gates not kept for a layer that is computed again; the cache passed on
+under its old name only, and under its new name only.
 """
 
 import ast
@@ -14,9 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from tests.victor_models import (
-    ADAPTER,
+    ALL,
     IMAGE,
     assert_close,
     ids,
@@ -27,6 +29,7 @@ from tests.victor_models import (
     victor_llava,
 )
 from victorctl import modeling_victor
+from victorctl.modeling_victor import CACHE
 
 BATCH = ("ab#cd", "#e#f")  # 20 and 34 tokens
 LENGTH = 34
@@ -109,7 +112,7 @@ def test_hidden_states_and_attentions_of_a_batch_without_images_are_the_native_o
 @torch.no_grad()
 def test_hidden_states_and_attentions_with_registers_off_are_the_native_ones():
     how = {"output_hidden_states": True, "output_attentions": True}
-    ours, native = victor_llava(adapter=ADAPTER), copy.deepcopy(shared_native(text="llama"))
+    ours, native = victor_llava(**ALL), copy.deepcopy(shared_native(text="llama"))
     for model in (ours, native):
         model.set_attn_implementation("eager")
 
@@ -125,7 +128,7 @@ def test_hidden_states_and_attentions_with_registers_off_are_the_native_ones():
 
 @torch.no_grad()
 def test_eager_attention_gives_the_same_logits_and_one_attention_for_each_layer():
-    model = victor_llava(adapter=ADAPTER)
+    model = victor_llava(**ALL)
     expected = model(**inputs(*BATCH)).logits
     model.set_attn_implementation("eager")
 
@@ -187,6 +190,20 @@ def test_the_loss_is_the_mean_over_the_labels_of_all_rows(side):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+@torch.no_grad()
+def test_a_cache_may_have_either_name_and_comes_back_under_that_of_the_native_class(name):
+    model, batch, cache = shared("llama"), inputs("ab#cd"), DynamicCache()
+
+    output = model(**batch, **{name: cache})
+    step = model(input_ids=torch.tensor([ids("e")]), **{name: cache})
+
+    assert output.keys() == shared_native(text="llama")(**batch, use_cache=True).keys()
+    assert output[CACHE] is cache
+    assert cache.get_seq_length() == 21
+    assert_close(step.logits[:, -1], model(**inputs("ab#cde")).logits[:, -1])
+
+
 def test_a_tuple_comes_back_where_one_is_asked_for():
     model, batch = shared("llama"), inputs(*BATCH)
 
@@ -208,7 +225,7 @@ def gradients(model, **kwargs):
 
 @pytest.mark.parametrize("positions", ["overlay", "append"])
 def test_gradient_checkpointing_changes_no_gradient(positions):
-    model = victor_llava(positions=positions, adapter=ADAPTER).train()
+    model = victor_llava(positions=positions, **ALL).train()
     expected = gradients(model)
 
     model.activation_checkpointing_enable({"use_reentrant": False})
@@ -219,7 +236,7 @@ def test_gradient_checkpointing_changes_no_gradient(positions):
 
 def test_gradient_checkpointing_knows_each_batchs_registers():
     # One backward through two batches: by then the second has moved on where the first's stood.
-    model = victor_llava(adapter=ADAPTER).train()
+    model = victor_llava(**ALL).train()
     parameters = list(model.victor.parameters())
 
     def both():
@@ -234,7 +251,7 @@ def test_gradient_checkpointing_knows_each_batchs_registers():
 
 
 def test_a_frozen_base_gives_the_same_gradients():
-    model = victor_llava(adapter=ADAPTER)
+    model = victor_llava(**ALL)
     expected = gradients(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("victor."))
@@ -242,10 +259,12 @@ def test_a_frozen_base_gives_the_same_gradients():
     assert all(map(torch.equal, gradients(model), expected))
 
 
-@pytest.mark.parametrize("part", ["registers.weight", "adapters.5.linears.self_attn-q_proj.up"])
+@pytest.mark.parametrize(
+    "part", ["registers.weight", "offsets.1.weight", "adapters.5.linears.self_attn-q_proj.up"]
+)
 @torch.no_grad()
 def test_a_copy_is_independent_of_the_original(part):
-    model = victor_llava(adapter=ADAPTER)
+    model = victor_llava(**ALL)
     before = model(**inputs(*BATCH)).logits
     other = copy.deepcopy(model)
     assert torch.equal(other(**inputs(*BATCH)).logits, before)
@@ -266,7 +285,7 @@ def test_switching_a_copy_off_leaves_the_original_on():
 
 
 def test_a_pickled_model_is_the_same_model():
-    model = victor_llava(adapter=ADAPTER)
+    model = victor_llava(**ALL)
     other = pickle.loads(pickle.dumps(model))  # as torch.save and new processes do
 
     with torch.no_grad():
@@ -278,7 +297,7 @@ def test_a_pickled_model_is_the_same_model():
 
 def test_several_threads_run_one_model():
     # Both prompts have registers, at other rows; a layer must not see those of the other thread.
-    model, prompts = victor_llava(adapter=ADAPTER), ("ab#cd", "a#bcdefgh")
+    model, prompts = victor_llava(**ALL), ("ab#cd", "a#bcdefgh")
 
     def run(prompt):
         with torch.no_grad():
@@ -293,19 +312,22 @@ def test_several_threads_run_one_model():
 
 
 def test_the_unconverted_model_runs_without_hooks():
-    model = victor_llava(adapter=ADAPTER)
+    model = victor_llava(**ALL)
     layers = model.model.language_model.layers
 
     def hooks():
-        return sum(len(module._forward_hooks) for module in layers.modules())
+        return sum(
+            len(module._forward_hooks) + len(module._forward_pre_hooks)
+            for module in layers.modules()
+        )
 
-    assert hooks() == 6 * 7
+    assert hooks() == 6 * 7 + 1
     with model.registers_off():
         assert hooks() == 0
         with model.registers_off():
             assert hooks() == 0
         assert hooks() == 0
-    assert hooks() == 6 * 7
+    assert hooks() == 6 * 7 + 1
 
 
 def halved(model, dtype, *, masters=False):
@@ -334,7 +356,7 @@ def test_half_precision_runs_and_stays_near(dtype, masters):
     output = model(**batch, output_hidden_states=True, use_cache=True)
     tokens = model.generate(**batch, max_new_tokens=3, suppress_tokens=[2, IMAGE])
 
-    layers = output.past_key_values.layers
+    layers = output[CACHE].layers
     parts = [output.logits, *output.hidden_states, *(layer.keys for layer in layers)]
     assert {part.dtype for part in parts} == {dtype}
     similar = torch.nn.functional.cosine_similarity(

@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 
-from tests.victor_models import ADAPTER, IMAGE, assert_close, inputs, victor_folder, victor_llava
+from tests.victor_models import ALL, IMAGE, assert_close, inputs, victor_folder, victor_llava
 from victorctl.modeling_victor import VictorLlava
 
 # peft asks transformers by an old name
@@ -27,7 +27,7 @@ LORA = {"r": 2, "lora_alpha": 6, "target_modules": r".*language_model.*(q_proj|d
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return victor_folder(tmp_path_factory.mktemp("folder") / "tiny", victor_llava(adapter=ADAPTER))
+    return victor_folder(tmp_path_factory.mktemp("folder") / "tiny", victor_llava(**ALL))
 
 
 @pytest.fixture(scope="module")

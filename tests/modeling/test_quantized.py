@@ -12,7 +12,7 @@ from transformers import (
     TorchAoConfig,
 )
 
-from tests.victor_models import ADAPTER, IMAGE, assert_close, inputs, victor_folder, victor_llava
+from tests.victor_models import ALL, IMAGE, assert_close, inputs, victor_folder, victor_llava
 from victorctl.modeling_victor import VictorLlava
 
 pytestmark = [
@@ -54,7 +54,7 @@ def rounded(linear):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return victor_folder(tmp_path_factory.mktemp("folder") / "tiny", victor_llava(adapter=ADAPTER))
+    return victor_folder(tmp_path_factory.mktemp("folder") / "tiny", victor_llava(**ALL))
 
 
 def load(folder, way, cls=VictorLlava):

@@ -14,7 +14,7 @@ from transformers import DynamicCache, QuantizedCache, StaticCache
 
 from tests.tiny import tiny_llava
 from tests.victor_models import IMAGE, inputs, pictures, shared, shared_native, victor_llava
-from victorctl.modeling_victor import VictorLlava
+from victorctl.modeling_victor import CACHE, VictorLlava
 
 
 def refused(match):
@@ -77,7 +77,7 @@ def test_only_what_is_new_must_not_be_cut():
     def answer(**more):
         with torch.no_grad():
             cache = model(**inputs("ab#c"), use_cache=True).past_key_values
-        return model.generate(**second, past_key_values=cache, **how, **more)
+        return model.generate(**second, **{CACHE: cache}, **how, **more)
 
     assert torch.equal(answer(prefill_chunk_size=17), answer())
     with refused("prefill_chunk_size 16 cuts an image"):

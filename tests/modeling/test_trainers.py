@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, Tr
 
 from tests.tiny import tiny_rows
 from tests.victor_models import (
-    ADAPTER,
+    ALL,
     IMAGE,
     assert_close,
     inputs,
@@ -28,7 +28,7 @@ ROWS = (("ab#cd", 0), ("#efg", 1), ("a#bcde", 2), ("#a#b", 3))  # and its first 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return victor_folder(tmp_path_factory.mktemp("folder") / "tiny", victor_llava(adapter=ADAPTER))
+    return victor_folder(tmp_path_factory.mktemp("folder") / "tiny", victor_llava(**ALL))
 
 
 @pytest.fixture
