@@ -1128,6 +1128,44 @@ class VictorMixin:
                 )
         return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)
 
+    def forward(  # noqa: PLR0913 (the native signature, which `generate` reads, and `cache`)
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        image_sizes: Tensor | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        cache: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the model; arguments and outputs are those of the native class.
+
+        The cache is taken under both of its names, `past_key_values` and, since transformers 5.24,
+        `cache`.
+        """
+        return super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            vision_feature_layer=vision_feature_layer,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            image_sizes=image_sizes,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **{CACHE: past_key_values if cache is None else cache},
+            **kwargs,
+        )
+
     @classmethod
     def from_pretrained(
         cls, path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any

@@ -117,6 +117,8 @@ def whole(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+# Since transformers 5.24 the native class, too, hands out the pictures' features: views of one.
+@pytest.mark.filterwarnings(r"ignore:FSDP2-wrapped module \(FSDPVictorLlava\) returned a view")
 @pytest.mark.parametrize("also", [(), (Registers, Offset, LowRank)], ids=["layers", "Victor's own"])
 def test_a_model_in_shards_trains_and_is_saved_like_any_other(also, folder, mesh, tmp_path):
     plain = VictorLlava.from_pretrained(folder)

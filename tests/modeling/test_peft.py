@@ -8,11 +8,14 @@ where peft's adapter is asked for; an adapter's folder taken for one that was no
 import copy
 import json
 
+import peft
 import pytest
 import torch
+from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from tests.victor_models import ALL, IMAGE, assert_close, inputs, victor_folder, victor_llava
 from victorctl.modeling_victor import VictorLlava
@@ -161,6 +164,10 @@ def test_all_that_is_victors_cannot_be_wrapped_at_once(model):
         with_lora(model, modules_to_save=["victor"])
 
 
+@pytest.mark.skipif(
+    Version(peft.__version__) < Version(MIN_PEFT_VERSION),
+    reason=f"transformers' own adapters need peft {MIN_PEFT_VERSION}",
+)
 def test_an_adapter_of_transformers_own_is_saved_alone_and_brings_its_model(model, tmp_path):
     model.add_adapter(LoraConfig(**LORA, init_lora_weights=False))
     expected = logits(model)
