@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 from typer.models import ArgumentInfo
 
-from scripts.demo.measure import name_of
-from victorctl import cli, recipes
+from scripts.measure import name_of
+from victorctl import cli, families, recipes
 from victorctl.units import flops, milliseconds, percent, size, times
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -30,6 +30,7 @@ def blocks() -> dict[Path, str]:
         DOCS / "commands" / f"{name}.md": "\n\n".join(command(*item) for item in group.items())
         for name, group in groups.items()
     }
+    pages[DOCS / "commands" / "families.md"] += "\n\n" + backbones()
     texts = {name: do.__doc__ for name, do in commands(cli.app).items()}
     texts["recipes"] = cli.recipes_app.info.help
     about = [
@@ -43,35 +44,47 @@ def blocks() -> dict[Path, str]:
             for row in recipes.describe()
         ),
     )
-    measured = {name: stored(name) for name in RUNGS}
+    measured = {name: stored(f"demo-{name}") for name in RUNGS}
     pages[README] = in_short(measured["victor"])
-    pages[DOCS / "results.md"] = "\n\n".join(
-        [
-            *(ladder(measured), rivals(measured["victor"]), costs(measured["victor"])),
-            *studies(),
-            typed(measured),
-        ]
-    )
+    pages[DOCS / "results.md"] = join(*summary(measured), *studies("demo"), typed(measured))
+    if file_of("smol-victor").exists():
+        real = {"victor": stored("smol-victor")}
+        read = foretold(real["victor"]["perplexity"])
+        pages[DOCS / "smol.md"] = join(*summary(real), read, *studies("smol"), typed(real))
     return pages
 
 
+def join(*parts: str) -> str:
+    return "\n\n".join(parts)
+
+
 def file_of(name: str) -> Path:
-    return DOCS / "results" / f"demo-{name}.json"
+    return DOCS / "results" / f"{name}.json"
 
 
 def stored(name: str) -> dict[str, Any]:
-    """Read what `scripts/demo/measure.py` kept of a recipe of the demo, or of a study."""
+    """Read what `scripts/measure.py` kept of a recipe, or of a study."""
     return json.loads(file_of(name).read_text(encoding="utf-8"))
 
 
-def studies() -> Iterator[str]:
-    """Show what was run of the studies; `init` is what came before `positions`."""
-    if file_of("positions").exists():
-        yield starts(stored("positions")["runs"])
-    else:
-        yield inits(stored("init")["runs"])
-    if file_of("registers-study").exists():
-        yield alone(stored("registers-study")["runs"])
+def studies(model: str) -> Iterator[str]:
+    """Show what was run of a model's studies; `init` is what came before `positions`."""
+    if file_of(f"{model}-positions").exists():
+        yield starts(stored(f"{model}-positions")["runs"])
+    elif file_of(f"{model}-init").exists():
+        yield inits(stored(f"{model}-init")["runs"])
+    if file_of(f"{model}-registers-study").exists():
+        yield alone(stored(f"{model}-registers-study")["runs"])
+
+
+def summary(measured: dict[str, dict[str, Any]]) -> tuple[str, ...]:
+    """Show what a model's recipes keep, beside what else could be done, and what it costs."""
+    return ladder(measured), rivals(measured["victor"]), costs(measured["victor"])
+
+
+def foretold(perplexity: dict[str, float]) -> str:
+    rows = [(name, f"{value:.6g}") for name, value in perplexity.items()]
+    return table(("a page of English", "perplexity"), rows)
 
 
 def in_short(measured: dict[str, Any]) -> str:
@@ -210,6 +223,12 @@ def inits(runs: list[dict[str, Any]]) -> str:
         for run in sorted(runs, key=lambda run: (run["rung"], run["seed"]))
     ]
     return f"After {runs[0]['steps']} steps, on 1,000 questions:\n\n{table(head, rows)}"
+
+
+def backbones() -> str:
+    rows = families.describe()["text_models"]
+    marked = [(code(row["text_model"]), row["verdict"], row["remarks"]) for row in rows]
+    return table(("text model", "verdict", "remarks"), marked)
 
 
 def typed(measured: dict[str, dict[str, Any]]) -> str:

@@ -37,7 +37,7 @@ def stages(monkeypatch):
     stand_in("evaluate", "evaluate", {"accuracy": {"model": 0.5}, "report": "o/eval/report.html"})
     stand_in("inspect", "inspect", {"family": "llava", "victor": None})
     stand_in("demo", "demo", {"folder": "d", "eval": {"accuracy": 0.5}})
-    stand_in("families", "describe", [{"family": "llava"}])
+    stand_in("families", "describe", {"families": [{"family": "llava"}]})
     stand_in("report", "table", "the table")
     return calls
 

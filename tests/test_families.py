@@ -4,7 +4,7 @@ from transformers import CONFIG_MAPPING
 
 from victorctl import modeling_victor
 from victorctl.errors import VictorError
-from victorctl.families import FAMILIES, SLICEABLE, describe, family_of
+from victorctl.families import BACKBONES, FAMILIES, describe, family_of
 
 PARTS = {"text_config": {}, "vision_config": {}}
 
@@ -19,10 +19,12 @@ def test_each_family_names_classes_and_keys_that_exist(family):
     assert hasattr(native.config_class(), family.placeholder)
 
 
-def test_the_text_models_named_are_known_to_transformers():
-    assert len(SLICEABLE) == 15
-    for name in SLICEABLE:
-        assert name in CONFIG_MAPPING
+def test_every_text_model_that_was_tried_is_known_to_transformers_and_refused_for_a_reason():
+    names = [known.model_type for known in BACKBONES]
+    assert len(names) == len(set(names)) == 32
+    for known in BACKBONES:
+        assert known.model_type in CONFIG_MAPPING
+        assert known.remarks or not known.refused
 
 
 def test_a_family_is_found_by_its_model_type():
@@ -48,9 +50,14 @@ def test_says_why_a_model_is_of_no_family(config, sentence):
         family_of(config, "here")
 
 
-def test_the_table_has_a_row_for_each_family_of_the_same_columns():
-    rows = describe()
-    assert [row["family"] for row in rows] == [family.model_type for family in FAMILIES]
-    assert {tuple(row) for row in rows} == {
+def test_the_tables_have_a_row_for_each_family_and_each_text_model():
+    tables = describe()
+    assert [row["family"] for row in tables["families"]] == [
+        family.model_type for family in FAMILIES
+    ]
+    assert {tuple(row) for row in tables["families"]} == {
         ("family", "class", "becomes", "placeholder", "remarks")
     }
+    verdicts = {row["text_model"]: row["verdict"] for row in tables["text_models"]}
+    assert len(verdicts) == len(BACKBONES)
+    assert (verdicts["llama"], verdicts["granite"]) == ("tested", "refused")

@@ -1,4 +1,4 @@
-"""The script that measures the demo: studies, what it keeps of them, and what is shown of it.
+"""The script that measures recipes: studies, what it keeps of them, and what is shown of it.
 
 All numbers here are made up. Faults planted and caught: a run that is done is run again; nothing is
 kept before the last run; a setting reaches a stage that does not read it; the mean of a part of the
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from scripts.demo import measure
+from scripts import measure
 from tests import pages
 from victorctl.plots import Point
 from victorctl.recipe import load_recipe
 
 OUT = Path("measured")
-RECIPES = measure.ROOT / "recipes" / "demo"
+RECIPES = measure.ROOT / "recipes"
 FOUND = {
     "convert": {"registers": 8, "drop_layer": 2, "positions": "overlay", "init": "visual"},
     "finetune": {
@@ -39,10 +39,12 @@ def done(tmp_path, monkeypatch):
         commands.append(words)
         return {**FOUND[words[1]], "peak_memory_bytes": 1}
 
-    study = measure.Study("quick", {"train.steps": 3}, ({}, {"seed": 1}, {"train.rung": "deep"}))
+    study = measure.Study(
+        "demo/quick", {"train.steps": 3}, ({}, {"seed": 1}, {"train.rung": "deep"})
+    )
     monkeypatch.setattr(measure, "run", run)
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
-    monkeypatch.setitem(measure.STUDIES, "small", study)
+    monkeypatch.setitem(measure.STUDIES, "demo/small", study)
     return commands
 
 
@@ -61,20 +63,20 @@ def test_every_run_of_a_study_is_kept_as_soon_as_it_is_done_and_not_run_again(
     run = measure.run
     monkeypatch.setattr(measure, "run", stop)
     with pytest.raises(KeyboardInterrupt):
-        measure.study("small", OUT)
+        measure.study("demo/small", OUT)
     (first,) = kept(tmp_path)
     monkeypatch.setattr(measure, "run", run)
-    measure.study("small", OUT)
+    measure.study("demo/small", OUT)
 
     assert [words[1] for words in done[4:]] == ["convert", "finetune", "eval"] * 2
     assert kept(tmp_path)[0] == first
     assert [each["changed"] for each in kept(tmp_path)] == [{}, {"seed": 1}, {"train.rung": "deep"}]
-    measure.study("small", Path("elsewhere"))
+    measure.study("demo/small", Path("elsewhere"))
     assert len(done) == 10  # nothing is left to do, in whichever folder
 
 
 def test_a_run_is_kept_with_its_commands_and_what_they_found(done, tmp_path):
-    measure.study("small", OUT)
+    measure.study("demo/small", OUT)
 
     run = kept(tmp_path)[2]
     assert {stage: run[stage] for stage in FOUND} == FOUND
@@ -88,7 +90,7 @@ def test_a_run_is_kept_with_its_commands_and_what_they_found(done, tmp_path):
     assert [words[-1] for words in done[-3:-1]] == ["--overwrite"] * 2
 
 
-@pytest.mark.parametrize(("name", "count"), [("positions", 12), ("registers-study", 9)])
+@pytest.mark.parametrize(("name", "count"), [("demo/positions", 12), ("demo/registers-study", 9)])
 def test_the_settings_of_a_study_are_keys_of_the_recipe_and_no_two_runs_are_the_same(name, count):
     study = measure.STUDIES[name]
     commands = [measure.stages_of(study, variant, OUT) for variant in study.variants]
@@ -105,7 +107,7 @@ def test_the_settings_of_a_study_are_keys_of_the_recipe_and_no_two_runs_are_the_
 
 
 def test_variants_of_registers_alone_are_told_apart():
-    variants = measure.STUDIES["registers-study"].variants
+    variants = measure.STUDIES["demo/registers-study"].variants
     names = [measure.name_of(variant) for variant in variants]
 
     assert names[:2] == ["demo/registers", "2,400 steps"]
@@ -125,7 +127,7 @@ def runs_of(name, values, **changes):
 
 def test_positions_are_compared_seed_by_seed_and_the_mean_is_over_all_of_them():
     shares = [0.9, 0.8, 0.7, 0.6, 0.92, 0.82, 0.72, 0.62, 0.94, None, 0.74, 0.64]
-    text = pages.starts(list(runs_of("positions", shares)))
+    text = pages.starts(list(runs_of("demo/positions", shares)))
 
     assert text.splitlines()[0] == "After 1200 steps of `registers`, on 1,000 questions:"
     first = "| `--positions overlay` | `--init visual` | 90.0 % | 92.0 % | 94.0 % | 92.0 % |"
@@ -135,7 +137,7 @@ def test_positions_are_compared_seed_by_seed_and_the_mean_is_over_all_of_them():
 
 
 def test_registers_alone_are_listed_and_drawn_beside_what_they_are_measured_against():
-    runs = list(runs_of("registers-study", [0.5, *[None] * 7, 0.8]))
+    runs = list(runs_of("demo/registers-study", [0.5, *[None] * 7, 0.8]))
     numbers = {"kept": 0.9, "mean_visual_tokens": 31.0}
     victor = {
         **{"mean_visual_tokens": {"model": 33.0, "base": 100.0}, "kept": 0.99},

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from victorctl.output import hint, rows, show, summary
+from victorctl.output import hint, rows, show, summary, tables
 from victorctl.units import DASH
 
 RESULT = {
@@ -141,3 +141,9 @@ def test_square_brackets_are_text(capsys):
 def test_a_hint_can_be_pasted():
     assert hint("eval", Path("my model"), "--data", None) == "victorctl eval 'my model' --data DATA"
     assert hint("eval", "m", dry_run=True) == "the same without --dry-run"
+
+
+def test_several_tables_have_an_empty_line_between_them(capsys):
+    result = {"families": [{"family": "llava"}], "text_models": [{"text_model": "llama"}]}
+    wanted = ["family", "llava", "", "text_model", "llama"]
+    assert shown(capsys, result, table=tables) == wanted

@@ -6,19 +6,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModel
 
+from tests.backbones import SETTINGS
 from tests.tiny import VISUAL_TOKENS, tiny_llava, tiny_model
 from victorctl import parity
 from victorctl.checkpoint import read_config
 from victorctl.errors import CheckFailed, VictorError
-from victorctl.families import FAMILIES, SLICEABLE
+from victorctl.families import FAMILIES
 
 SIZES = {
     "vocab_size": 64,
     "hidden_size": 32,
     "intermediate_size": 48,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 6,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+    "head_dim": 8,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -40,31 +42,42 @@ def native(folder, **given):
     return parity.native_model(folder, family, **options)
 
 
-@pytest.mark.parametrize("kind", sorted(SLICEABLE))
-def test_text_models_said_to_run_in_slices_do(kind):
-    more = {"num_local_experts": 2} if kind == "mixtral" else {}
-    model = text_model(kind, **more)
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_text_models_said_to_be_tested_run_in_slices(kind):
+    model = text_model(kind, **SETTINGS[kind])
     before = type(model)
     with torch.inference_mode():
         parity.check_slices(model, 2)
     assert type(model) is before
 
 
+NAMES, SAYS = "its layers or its last norm have other names", "compute something else"
+STATE = "not every layer keeps keys and values of its own"
+MULTIPLIED = {"embedding_multiplier": 12.0}
+
+
 @pytest.mark.parametrize(
-    ("kind", "more", "name"),
+    ("kind", "more", "name", "why"),
     [
-        ("granite", {"embedding_multiplier": 12.0}, "GraniteModel"),  # scaled in every slice
-        ("granite", {"embedding_multiplier": 12.0, "dtype": torch.bfloat16}, "GraniteModel"),
-        ("granite", {"embedding_multiplier": 1.05, "dtype": torch.float16}, "GraniteModel"),
-        ("gpt_neox", {}, "GPTNeoXModel"),  # its last norm has another name
-        ("phi", {}, "PhiModel"),
-        ("gpt2", {}, "GPT2Model"),  # its layers have another name
+        ("granite", MULTIPLIED, "GraniteModel", SAYS),
+        ("granite", {**MULTIPLIED, "dtype": torch.bfloat16}, "GraniteModel", SAYS),
+        ("granite", {"embedding_multiplier": 1.05, "dtype": torch.float16}, "GraniteModel", SAYS),
+        ("granitemoe", {**MULTIPLIED, "num_local_experts": 2}, "GraniteMoeModel", SAYS),
+        ("nanochat", {}, "NanoChatModel", SAYS),
+        ("gpt_neox", {}, "GPTNeoXModel", NAMES),
+        ("phi", {}, "PhiModel", NAMES),
+        ("persimmon", {}, "PersimmonModel", NAMES),
+        ("lfm2", {}, "Lfm2Model", NAMES),
+        ("jamba", {}, "JambaModel", NAMES),
+        ("recurrent_gemma", {}, "RecurrentGemmaModel", NAMES),
+        ("gpt2", {}, "GPT2Model", NAMES),
+        ("qwen3_next", {"num_experts": 2}, "Qwen3NextModel", STATE),
     ],
 )
-def test_text_models_that_do_not_run_in_slices_are_refused_by_name(kind, more, name):
+def test_text_models_that_do_not_run_in_slices_are_refused_by_name(kind, more, name, why):
     with (
         torch.inference_mode(),
-        pytest.raises(VictorError, match=f"the text model {name} cannot be run in slices"),
+        pytest.raises(VictorError, match=f"the text model {name} cannot be run in slices.*{why}"),
     ):
         parity.check_slices(text_model(kind, **more), 2)
 

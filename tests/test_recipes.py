@@ -6,7 +6,10 @@ from victorctl import recipes
 from victorctl.errors import VictorError
 from victorctl.recipe import load_recipe
 
-SHIPPED = ["demo/lora", "demo/quick", "demo/registers", "demo/victor", "llava-1.5-7b/victor"]
+SHIPPED = [
+    *("demo/lora", "demo/quick", "demo/registers", "demo/victor"),
+    *("llava-1.5-7b/victor", "smol/victor"),
+]
 
 
 def test_every_recipe_that_ships_is_found_and_valid():

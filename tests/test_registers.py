@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import tiny_llava
+from tests.tiny import tiny_llava, tiny_model
 from victorctl.conversion import check_files, make_plan
 from victorctl.errors import VictorError
 from victorctl.recipe import Run, load_recipe
@@ -48,6 +48,18 @@ def test_registers_are_drawn_like_token_embeddings(tmp_path):
     assert registers.dtype == torch.float32
     assert registers.mean(0).numpy() == pytest.approx(embeddings.mean(0).numpy(), abs=0.05)
     assert registers.std(0).numpy() == pytest.approx(embeddings.std(0).numpy(), rel=0.05)
+
+
+@pytest.mark.parametrize("text", ["gemma", "gemma2", "gemma3_text"])
+def test_embeddings_that_the_model_scales_are_scaled_before_registers_are_drawn(tmp_path, text):
+    folder = tmp_path / "llava"
+    model = tiny_model(text=text, layers=3)
+    model.save_pretrained(folder)
+    entering = model.get_input_embeddings()(torch.arange(90)).detach()  # sqrt(32) times the weights
+
+    registers = draw(folder, init="embeddings", registers=4000)
+
+    assert registers.std(0).mean() == pytest.approx(entering.std(0).mean().item(), rel=0.05)
 
 
 def test_registers_are_drawn_like_visual_tokens(tmp_path):

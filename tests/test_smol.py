@@ -6,14 +6,13 @@ Faults planted and caught: registers that also stand behind text; positions that
 the drop; a cache whose late layers keep the visual tokens' padding.
 """
 
-import math
 from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from scripts.smol.perplexity import perplexity
 from victorctl import checkpoint, convert, finetune
 from victorctl.data.scenes import scene
 from victorctl.measures import is_right
@@ -21,7 +20,6 @@ from victorctl.modeling_victor import CACHE
 from victorctl.recipe import Run, load_recipe
 
 pytestmark = pytest.mark.real
-PAGE = Path(__file__).parent.parent / "scripts" / "smol" / "page.txt"
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +70,6 @@ def written(model, processor, inputs, **how):
     """Continue prompts greedily; the new tokens as texts."""
     made = model.generate(**inputs, max_new_tokens=12, do_sample=False, **how)
     return processor.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-
-def perplexity(model, processor):
-    """Perplexity of a page of English."""
-    page = PAGE.read_text()
-    ids = processor.tokenizer(page, return_tensors="pt").input_ids
-    with torch.inference_mode():
-        logits = model(input_ids=ids).logits
-    return math.exp(functional.cross_entropy(logits[0, :-1], ids[0, 1:]))
 
 
 ASKED = (

@@ -6,33 +6,25 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    CONFIG_MAPPING,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
-    GemmaConfig,
     GenerationConfig,
-    LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    MistralConfig,
     PreTrainedTokenizerFast,
-    Qwen2Config,
 )
 
 from victorctl.data.conversations import Conversation, Row
 
-TEXT_CONFIGS = {
-    "llama": LlamaConfig,
-    "qwen2": Qwen2Config,
-    "mistral": MistralConfig,
-    "gemma": GemmaConfig,
-}
 VISUAL_TOKENS = 16  # (32 / 8) ** 2, without the class token
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 WORDS = tuple(
@@ -74,7 +66,7 @@ def tiny_llava(  # noqa: PLR0913
 
     Args:
         folder: Where to write; may exist if it is empty.
-        text: Backbone, a key of TEXT_CONFIGS. Gemma's embeddings are tied, the others' are not.
+        text: Backbone, a model type of transformers. Gemma's embeddings are tied.
         layers: Layers of the text model.
         seed: Of the weights; the global random state is left as it was.
         dtype: Of the weights.
@@ -87,11 +79,11 @@ def tiny_llava(  # noqa: PLR0913
 
 
 def tiny_model(
-    *, text: str = "llama", layers: int = 6, seed: int = 0
+    *, text: str = "llama", layers: int = 6, seed: int = 0, **more: Any
 ) -> LlavaForConditionalGeneration:
-    """Build the model of `tiny_llava` in memory, in eval mode."""
+    """Build the model of `tiny_llava` in memory, in eval mode; `more` goes to the backbone."""
     config = LlavaConfig(
-        text_config=TEXT_CONFIGS[text](
+        text_config=CONFIG_MAPPING[text](
             vocab_size=len(_vocabulary()),
             hidden_size=32,
             intermediate_size=64,
@@ -103,6 +95,7 @@ def tiny_model(
             pad_token_id=0,
             bos_token_id=1,
             eos_token_id=2,
+            **more,
         ),
         vision_config=CLIPVisionConfig(
             hidden_size=32,

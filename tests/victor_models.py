@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from tests.tiny import VISUAL_TOKENS, tiny_model, tiny_processor
-from victorctl.modeling_victor import VictorLlava
+from victorctl.modeling_victor import CACHE, VictorLlava
 
 IMAGE = 4  # the id of "<image>" in the vocabulary of `tests.tiny`
 ADAPTER = {"rank": 4, "alpha": 6.0, "layers": "all"}  # alpha != rank, so that the scale shows
 ALL = {"adapter": ADAPTER, "deep": True}  # everything that may be learned beside registers
+ENDS = 2  # the id of "</s>"
+PLAIN = {"max_new_tokens": 5, "do_sample": False, "suppress_tokens": [IMAGE, ENDS]}
 CLOSE = 3e-5  # of the largest value: what single precision leaves after six layers
 
 
@@ -38,7 +40,7 @@ def victor_llava(  # noqa: PLR0913
         positions: `overlay` or `append`.
         adapter: `rank`, `alpha` and `layers`, or None.
         deep: Registers have offsets.
-        window: Sliding window of the text model.
+        window: Sliding window of the text model; under qwen2 in every other layer.
     """
     native = tiny_model(text=text)
     config = copy.deepcopy(native.config)
@@ -46,6 +48,8 @@ def victor_llava(  # noqa: PLR0913
         part.dtype = torch.float32  # as where a model was loaded
     if window:
         config.text_config.sliding_window = window
+        if text == "qwen2":
+            config.text_config.layer_types = ["full_attention", "sliding_attention"] * 3
     config.victor = {
         "registers": registers,
         "drop_layer": drop_layer,
@@ -124,6 +128,17 @@ def assert_close(ours: Tensor, expected: Tensor, tolerance: float = CLOSE) -> No
     """Compare two tensors; the tolerance is a share of the largest expected value."""
     scale = float(expected.detach().abs().max())
     torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance * scale)
+
+
+def generate(
+    model: nn.Module, batch: dict[str, Tensor], past_key_values: Any = None, **how: Any
+) -> Any:
+    """Generate a few tokens, greedily unless `how` says else, with the logits of every step."""
+    torch.manual_seed(0)
+    if past_key_values is not None:
+        how[CACHE] = past_key_values
+    how = {**PLAIN, "return_dict_in_generate": True, "output_logits": True, **how}
+    return model.generate(**batch, **how)
 
 
 # ---- What a Victor model computes, from the parts of the native model alone ----------------------

@@ -18,7 +18,7 @@ from victorctl.errors import VictorError
 from victorctl.families import family_of
 from victorctl.modeling_victor import VictorMixin
 from victorctl.recipe import Run
-from victorctl.runtime import resolve
+from victorctl.runtime import attention, resolve
 from victorctl.sources import (
     ADAPTER,
     BASE_INDEX,
@@ -242,7 +242,7 @@ def load_with(from_pretrained: Callable[..., Any], folder: Path, run: Run) -> An
         model = from_pretrained(
             folder,
             dtype=dtype,
-            attn_implementation=run.attn,
+            attn_implementation=attention(run),
             ignore_mismatched_sizes=True,  # it refuses them itself, and names them
         )
     for name, parameter in model.victor.named_parameters():

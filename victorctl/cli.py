@@ -8,7 +8,7 @@ import typer
 import typer.core
 
 from victorctl import __version__, recipes
-from victorctl.output import hint, rows, show
+from victorctl.output import hint, rows, show, tables
 from victorctl.recipe import Recipe, Run, flag, load_recipe
 
 app = typer.Typer(
@@ -293,13 +293,13 @@ def inspect(source: Source, json: Json = False) -> None:
 
 @app.command()
 def families(json: Json = False) -> None:
-    """List the model families that can be converted.
+    """List the model families that can be converted, and the text models that were tried.
 
     Example: victorctl families
     """
     from victorctl.families import describe
 
-    show("families", {"families": describe()}, as_json=json, table=rows)
+    show("families", describe(), as_json=json, table=tables)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from victorctl.families import family_of
 from victorctl.methods import FLOOR, method
 from victorctl.methods.base import Method
 from victorctl.recipe import Recipe, Run
-from victorctl.runtime import resolve, say
+from victorctl.runtime import attention, resolve, say
 from victorctl.sources import Source, fetch_weights, open_source
 
 MODEL, BASE = "model", "base"
@@ -180,7 +180,7 @@ def _load_native(folder: Path, run: Run) -> PreTrainedModel:
     device, dtype = resolve(run)
     with checkpoint.quiet_loading():
         model = AutoModelForImageTextToText.from_pretrained(
-            folder, trust_remote_code=False, dtype=dtype, attn_implementation=run.attn
+            folder, trust_remote_code=False, dtype=dtype, attn_implementation=attention(run)
         )
     return model.to(device).eval()
 

@@ -17,7 +17,7 @@ from victorctl.checkpoint import (
 )
 from victorctl.cost import shape_of
 from victorctl.errors import VictorError
-from victorctl.families import SLICEABLE, Family, family_of
+from victorctl.families import Family, backbone_of, check_backbone, family_of
 from victorctl.folders import check_space, on_one_disk
 from victorctl.lineage import read_lineage
 from victorctl.recipe import Recipe, Run
@@ -94,7 +94,9 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
             fix="convert the model that it was quantised from",
         )
     config = load_config(source.folder)
-    text, shape = config.get_text_config(), shape_of(config)
+    text = config.get_text_config()
+    check_backbone(text.model_type, source.name)
+    shape = shape_of(config)
     notes = []
     victor = recipe.victor
     if not has_processor(source.folder):
@@ -104,7 +106,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
             victor = victor.model_copy(update={"init": "embeddings"})
     if not has_chat_template(source.folder):
         notes.append(f"{source.name} has no chat template: finetune and eval will ask for one")
-    if recipe.convert.verify != "full" and text.model_type not in SLICEABLE:
+    if recipe.convert.verify != "full" and not backbone_of(text.model_type):
         notes.append(f"nobody tried to run {text.model_type} in slices: --verify full would")
     drop = victor.drop_layer or default_drop_layer(shape.layers)
     victor = victor.model_copy(update={"drop_layer": drop})

@@ -27,7 +27,7 @@ from victorctl.lineage import add_stage, hash_of
 from victorctl.modeling_victor import PREFIX, WEIGHTS, write_config, write_indexes
 from victorctl.recipe import Recipe, Run
 from victorctl.registers import draw_registers
-from victorctl.runtime import progress, resolve, set_threads
+from victorctl.runtime import attention, progress, resolve, set_threads
 from victorctl.sources import open_source
 
 PICTURES = 16  # that the registers' distribution is measured on
@@ -150,7 +150,7 @@ def _ask(plan: Plan, files: Files, run: Run) -> Evidence:
     folder, (device, _) = plan.source.folder, resolve(run)
     dtype = getattr(torch, weights.NAMES[files.cast]) if files.cast else "auto"
     with parity.native_model(
-        folder, plan.family, dtype=dtype, device=device, attn=run.attn
+        folder, plan.family, dtype=dtype, device=device, attn=attention(run)
     ) as model:
         parity.check_slices(model.model.language_model, plan.recipe.victor.drop_layer)
         known = has_processor(folder)
@@ -204,7 +204,7 @@ def _compare(plan: Plan, folder: Path, evidence: Evidence, run: Run) -> float:
     """Load the new folder both ways and compare what each says with what the source said."""
     device, _ = resolve(run)
     with parity.native_model(
-        folder, plan.family, dtype="auto", device=device, attn=run.attn
+        folder, plan.family, dtype="auto", device=device, attn=attention(run)
     ) as model:
         plain = parity.check_equal(
             evidence.logits, parity.logits(model, evidence.inputs), "the folder's base model"

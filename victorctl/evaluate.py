@@ -200,7 +200,7 @@ def _settings(model: Path, field: Field, recipe: Recipe) -> dict[str, Any]:
         "seed": recipe.seed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "dtype": str(field.model.dtype).removeprefix("torch."),
-        "attention": field.model.config._attn_implementation,
+        "attention": field.model.config.get_text_config()._attn_implementation,
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }

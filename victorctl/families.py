@@ -1,4 +1,4 @@
-"""The table of model families that can be converted, and the text models known to run in slices."""
+"""The tables of model families that can be converted, and of text models that were tried."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,11 +34,88 @@ FAMILIES = (
     ),
 )
 
-SLICEABLE = {
-    *("cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "glm4", "llama", "mistral", "mixtral"),
-    *("olmo2", "phi3", "qwen2", "qwen3", "smollm3", "stablelm"),
-}
-"""Text models whose slices were measured to equal the whole; `convert --verify full` tries any."""
+
+@dataclass(frozen=True)
+class Backbone:
+    """A kind of text model that was tried: every law holds for it, or it is refused."""
+
+    model_type: str
+    """Of `text_config` in `config.json`."""
+    remarks: str = ""
+    """What sets it apart; why, where it is refused."""
+    refused: bool = False
+    scales_embeddings: bool = False
+    """Its embedding layer multiplies by the root of the width, and so do tokens that are drawn."""
+
+
+OTHER_BACKBONE = (
+    "use a model with another text model, such as Llama, Mistral, Qwen2, Qwen3 or Gemma; "
+    "see victorctl families"
+)
+WINDOW = "a sliding window"
+MIXED = "a sliding window in some layers"
+
+STATE = "some of its layers keep a running state in place of keys and values"
+NORM = "its last norm has another name, and would end every slice"
+SCALED = "it multiplies what enters its first layer, and would again in every slice"
+SHARED = "late layers read keys and values of early ones, and token ids again"
+
+BACKBONES = (
+    Backbone("cohere", "attention and MLP side by side"),
+    Backbone("cohere2", f"{MIXED}, no positions in the others"),
+    Backbone("gemma", "scaled embeddings", scales_embeddings=True),
+    Backbone(
+        "gemma2", f"{MIXED}; scores are capped, so attention is eager", scales_embeddings=True
+    ),
+    Backbone("gemma3_text", f"{MIXED}, with rotations of their own", scales_embeddings=True),
+    Backbone("glm4", "positions in part of a head"),
+    Backbone("llama", "as in LLaVA 1.5"),
+    Backbone("ministral", MIXED),
+    Backbone("mistral", WINDOW),
+    Backbone("mixtral", f"experts, {WINDOW}"),
+    Backbone("olmo2"),
+    Backbone("olmo3", MIXED),
+    Backbone("phi3", WINDOW),
+    Backbone("qwen2", MIXED),
+    Backbone("qwen2_moe", "experts, of which one is shared"),
+    Backbone("qwen3", MIXED),
+    Backbone("qwen3_moe", "experts"),
+    Backbone("smollm3", "no positions in some layers"),
+    Backbone("stablelm", "positions in part of a head"),
+    Backbone("starcoder2", WINDOW),
+    Backbone("gemma3n_text", SHARED, refused=True),
+    Backbone("gemma4_text", SHARED, refused=True),
+    Backbone("gpt_neox", NORM, refused=True),
+    Backbone("granite", SCALED, refused=True),
+    Backbone("granitemoe", SCALED, refused=True),
+    Backbone("jamba", STATE, refused=True),
+    Backbone("lfm2", STATE, refused=True),
+    Backbone("nanochat", "it norms what enters its first layer, and would again", refused=True),
+    Backbone("persimmon", NORM, refused=True),
+    Backbone("phi", NORM, refused=True),
+    Backbone("qwen3_next", STATE, refused=True),
+    Backbone("recurrent_gemma", STATE, refused=True),
+)
+"""Every text model that was tried; `convert --verify full` tries any other."""
+
+
+def backbone_of(model_type: str) -> Backbone | None:
+    """Find what is known of a kind of text model; None where nobody tried it."""
+    return next((known for known in BACKBONES if known.model_type == model_type), None)
+
+
+def check_backbone(model_type: str, place: object) -> None:
+    """Refuse a text model that was tried in vain.
+
+    Raises:
+        VictorError: If it was, with the reason.
+    """
+    known = backbone_of(model_type)
+    if known and known.refused:
+        raise VictorError(
+            f"{place}: its text model, {model_type}, cannot be run in slices: {known.remarks}",
+            fix=OTHER_BACKBONE,
+        )
 
 
 def family_of(config: Mapping[str, Any], place: object) -> Family:
@@ -70,15 +147,25 @@ def family_of(config: Mapping[str, Any], place: object) -> Family:
     raise VictorError(problem, fix=f"use a model of type {known}; see victorctl families")
 
 
-def describe() -> list[dict[str, str]]:
-    """List the families, a row for each."""
-    return [
-        {
-            "family": family.model_type,
-            "class": family.native,
-            "becomes": family.ours,
-            "placeholder": family.placeholder,
-            "remarks": family.remarks,
-        }
-        for family in FAMILIES
-    ]
+def describe() -> dict[str, list[dict[str, str]]]:
+    """List the families, and the text models that were tried, a row for each."""
+    return {
+        "families": [
+            {
+                "family": family.model_type,
+                "class": family.native,
+                "becomes": family.ours,
+                "placeholder": family.placeholder,
+                "remarks": family.remarks,
+            }
+            for family in FAMILIES
+        ],
+        "text_models": [
+            {
+                "text_model": known.model_type,
+                "verdict": "refused" if known.refused else "tested",
+                "remarks": known.remarks,
+            }
+            for known in BACKBONES
+        ],
+    }

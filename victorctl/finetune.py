@@ -230,7 +230,7 @@ def _circumstances(network: PreTrainedModel, rows: Rows) -> dict[str, Any]:
         "data_sha256": rows.sha256 or None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "dtype": _dtype(network),
-        "attention": network.config._attn_implementation,
+        "attention": network.config.get_text_config()._attn_implementation,
         "threads": torch.get_num_threads(),
     }
 

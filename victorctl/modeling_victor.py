@@ -531,15 +531,19 @@ class VictorCache(DynamicCache):
         self.next_position: Tensor | None = None
 
     @classmethod
-    def adopt(cls, cache: Any, config: Any) -> "VictorCache | None":
-        """Make an empty `DynamicCache` ours, in place; None for one that cannot be."""
+    def adopt(cls, cache: Any) -> "VictorCache | None":
+        """Make an empty `DynamicCache` ours, in place; None for one that cannot be.
+
+        It keeps its layers, and with them what they were told before: to record their past, so that
+        what leaves a sliding window can come back.
+        """
         if isinstance(cache, cls):
             return cache
         ordinary = type(cache) is DynamicCache and not cache.offloading
         if not ordinary or cache.get_seq_length() > 0:
             return None
         cache.__class__ = cls
-        cache.__init__(config)
+        cache._start()
         return cache
 
     def window(self, start: int, stop: int) -> "CacheWindow":
@@ -580,6 +584,7 @@ class VictorCache(DynamicCache):
         Raises:
             ValueError: If an image would be cut, or padding in the place of some row's last tokens.
         """
+        tokens_to_remove = max(tokens_to_remove, -self.seen)
         cuts = bool(self.valid) and tokens_to_remove < 0
         if cuts and self.seen + tokens_to_remove < self.floor:
             raise ValueError(
@@ -859,12 +864,12 @@ class VictorText(Mixed):
             wanted = self.config.use_cache if use_cache is None else use_cache
             checkpointing = self.training and self.gradient_checkpointing
             return VictorCache(self.config) if wanted and not checkpointing else None
-        adopted = VictorCache.adopt(cache, self.config)
+        adopted = VictorCache.adopt(cache)
         if adopted is None and images is not None:
             raise ValueError(
                 "A Victor model cannot put an image into this cache: "
-                f"{'an offloaded' if getattr(cache, 'offloading', False) else 'a'} "
-                f"{type(cache).__name__} that holds {cache.get_seq_length()} tokens. It needs "
+                f"{'offloaded ' if getattr(cache, 'offloading', False) else ''}"
+                f"{type(cache).__name__}, {cache.get_seq_length()} tokens. It needs "
                 f"layers of two lengths.\n  fix: pass no cache_implementation, and as {CACHE} "
                 "an empty DynamicCache() or the cache that this model returned"
             )
@@ -928,7 +933,8 @@ class VictorModel(Mixed):
             raise ValueError(
                 f"Image features and image tokens do not match: {sum(lengths)} features for "
                 f"{int(visual.sum())} image tokens.\n  fix: one <image> in the text for every "
-                "picture, and no truncation that cuts an image"
+                "picture, no truncation that cuts an image, and with prompt_lookup_num_tokens also "
+                f"suppress_tokens=[{self.config.image_token_id}]"
             )
         count = victor.registers.weight.shape[0]
         if victor.positions == "overlay" and min(lengths) < count:
@@ -1111,22 +1117,62 @@ class VictorMixin:
         input_ids: Tensor,
         generation_config: Any,
         model_kwargs: dict[str, Any],
-        **kwargs: Any,
+        is_first_iteration: bool = True,
     ) -> Any:
-        """Read the prompt, in chunks if so asked, none of which may end inside an image."""
-        size = generation_config.prefill_chunk_size
-        if size is not None and self.victor.enabled:
-            past = model_kwargs.get(CACHE)
-            mask = model_kwargs.get("attention_mask")
-            new = past is None or (mask is not None and mask.shape[1] > input_ids.shape[1])
-            start = 0 if new else past.get_seq_length()
-            visual = input_ids[:, start:] == self.config.image_token_id
-            if bool((visual[:, size - 1 : -1 : size] & visual[:, size::size]).any()):
-                raise ValueError(
-                    f"prefill_chunk_size {size} cuts an image, whose registers follow its end."
-                    "\n  fix: leave prefill_chunk_size out, or let chunks end between images"
-                )
-        return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)
+        """Read the prompt, in chunks if so asked, each with the features of its own images."""
+        size, cache = generation_config.prefill_chunk_size, model_kwargs.get(CACHE)
+        images = (model_kwargs.get("mm_encoder_outputs") or {}).get("image")
+        ours = is_first_iteration and self.victor.enabled
+        if not ours or None in (size, cache, images):
+            return super()._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)
+        mask = model_kwargs.get("attention_mask")
+        covered = generation_config._mask_length if mask is None else mask.shape[1]
+        if covered == input_ids.shape[1]:  # else these are the new tokens alone
+            input_ids = input_ids[:, cache.get_seq_length() :]
+        whole = copy.copy(generation_config)
+        whole.prefill_chunk_size = None
+        for chunk, own in self._chunks(input_ids, images, size):
+            given = {**model_kwargs, "mm_encoder_outputs": {"image": own}}
+            for name in ("attention_mask", "position_ids"):
+                if given.get(name) is not None:
+                    given[name] = given[name][:, : cache.get_seq_length() + chunk.shape[1]]
+            output = super()._prefill(chunk, whole, given)
+        return output
+
+    def _chunks(self, input_ids: Tensor, images: Any, size: int) -> list[tuple[Tensor, Any]]:
+        """Cut a prompt into chunks of so many columns, each with the features of its own images.
+
+        Raises:
+            ValueError: If that would cut an image.
+        """
+        lengths = [len(feature) for feature in images.pooler_output]
+        visual = self.model._images(input_ids, lengths).visual
+        places = (visual.nonzero()[:, 1] // size).split(lengths)  # chunks that each image stands in
+        if any(bool(place[0] != place[-1]) for place in places):
+            raise ValueError(
+                f"prefill_chunk_size {size} cuts an image, whose registers follow its end."
+                "\n  fix: leave prefill_chunk_size out, or let chunks end between images"
+            )
+        chunks = []
+        for number, chunk in enumerate(input_ids.split(size, dim=1)):
+            features = zip(images.pooler_output, places, strict=True)
+            own = [feature for feature, place in features if place[0] == number]
+            chunks.append((chunk, type(images)(pooler_output=own) if own else None))
+        return chunks
+
+    def _get_candidate_generator(self, *, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
+        """Let tokens be guessed ahead, unless transformers would read what is cached once more.
+
+        Raises:
+            ValueError: If anything is cached.
+        """
+        seen = model_kwargs[CACHE].get_seq_length()
+        if seen > 0:
+            raise ValueError(
+                f"Guessing tokens ahead reads the whole prompt, and {seen} tokens of it are cached."
+                f"\n  fix: leave out {CACHE}, or prompt_lookup_num_tokens and assistant_model"
+            )
+        return super()._get_candidate_generator(model_kwargs=model_kwargs, **kwargs)
 
     def forward(  # noqa: PLR0913 (the native signature, which `generate` reads, and `cache`)
         self,

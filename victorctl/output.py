@@ -12,7 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.text import Text
 
 from victorctl.units import DASH, size
@@ -54,6 +54,12 @@ def rows(result: Mapping[str, Any]) -> RenderableType:
     The last columns stand below their row where the terminal is too narrow.
     """
     return Lines(partial(_rows, next(iter(result.values()))))
+
+
+def tables(result: Mapping[str, Any]) -> RenderableType:
+    """Make a table of every value of the result, with an empty line between two."""
+    made = [rows({key: value}) for key, value in result.items()]
+    return Group(made[0], *(part for table in made[1:] for part in ("", table)))
 
 
 def hint(*words: str | Path | None, dry_run: bool = False) -> str:

@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from victorctl.checkpoint import load_processor, quiet_loading
 from victorctl.data.batches import to_model
 from victorctl.data.scenes import scene
 from victorctl.errors import CheckFailed, VictorError
-from victorctl.families import Family
+from victorctl.families import OTHER_BACKBONE, Family
 from victorctl.modeling_victor import VictorText, mix
 
 WORDS = 24  # text tokens of the probe
@@ -22,7 +24,12 @@ BEFORE = 4  # of them before the picture
 
 @contextmanager
 def native_model(
-    folder: Path, family: Family, *, dtype: torch.dtype | str, device: torch.device, attn: str
+    folder: Path,
+    family: Family,
+    *,
+    dtype: torch.dtype | str,
+    device: torch.device,
+    attn: str | None,
 ) -> Iterator[nn.Module]:
     """Load a folder as the unconverted model, with transformers' own class; it is freed at the end.
 
@@ -61,21 +68,29 @@ def check_slices(text: nn.Module, drop_layer: int) -> None:
     Raises:
         VictorError: If it is not, with the model's name.
     """
+    if trouble := _trouble(text, drop_layer):
+        raise VictorError(
+            f"the text model {type(text).__name__} cannot be run in slices, so nothing can be "
+            f"dropped between its layers: {trouble}",
+            fix=OTHER_BACKBONE,
+        )
+
+
+def _trouble(text: nn.Module, drop_layer: int) -> str | None:
+    if not isinstance(getattr(text, "layers", None), nn.ModuleList) or not hasattr(text, "norm"):
+        return "its layers or its last norm have other names"
+    kept = [type(layer) for layer in DynamicCache(config=text.config).layers]
+    if len(kept) != len(text.layers) or set(kept) - {DynamicLayer, DynamicSlidingWindowLayer}:
+        return "not every layer keeps keys and values of its own"
+    weight = text.get_input_embeddings().weight
     sizes = (1, WORDS, text.config.hidden_size)
     hidden = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
-    weight = text.get_input_embeddings().weight
     hidden = (hidden * weight.float().std().item()).to(weight.device, weight.dtype)
-    if isinstance(getattr(text, "layers", None), nn.ModuleList) and hasattr(text, "norm"):
-        whole, cut = _run_whole_and_cut(text, hidden, drop_layer)
-        if not whole.isfinite().all():  # the weights' own check names the tensor
-            return
-        if (whole - cut).abs().max() <= 2 * torch.finfo(whole.dtype).eps * whole.abs().max():
-            return
-    raise VictorError(
-        f"the text model {type(text).__name__} cannot be run in slices, so nothing can be dropped "
-        "between its layers",
-        fix="use a model with another text model, such as Llama, Mistral, Qwen2, Qwen3 or Gemma",
-    )
+    whole, cut = _run_whole_and_cut(text, hidden, drop_layer)
+    if not whole.isfinite().all():  # the weights' own check names the tensor
+        return None
+    close = (whole - cut).abs().max() <= 2 * torch.finfo(whole.dtype).eps * whole.abs().max()
+    return None if close else "two slices compute something else than the whole"
 
 
 def _run_whole_and_cut(text: nn.Module, hidden: Tensor, drop_layer: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from victorctl import weights
 from victorctl.conversion import Files, Plan
 from victorctl.errors import VictorError
+from victorctl.families import backbone_of
 
 
 def draw_registers(plan: Plan, files: Files, visual: list[np.ndarray]) -> Tensor:
@@ -20,7 +21,8 @@ def draw_registers(plan: Plan, files: Files, visual: list[np.ndarray]) -> Tensor
     if plan.recipe.victor.init == "visual":
         mean, deviation = moments(visual)
     else:
-        mean, deviation = moments(_embeddings(plan, files))
+        scale = _embedding_scale(plan)
+        mean, deviation = (scale * moment for moment in moments(_embeddings(plan, files)))
     sizes = (plan.recipe.victor.registers, plan.width)
     drawn = torch.randn(sizes, generator=torch.Generator().manual_seed(plan.recipe.seed))
     return drawn * torch.from_numpy(deviation) + torch.from_numpy(mean)
@@ -36,6 +38,12 @@ def _embeddings(plan: Plan, files: Files) -> Iterable[np.ndarray]:
         f"{plan.width} wide)",
         fix="use --init visual",
     )
+
+
+def _embedding_scale(plan: Plan) -> float:
+    """Tell what stored token embeddings are multiplied by before the first layer."""
+    known = backbone_of(plan.backbone)
+    return plan.width**0.5 if known and known.scales_embeddings else 1.0
 
 
 def moments(parts: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

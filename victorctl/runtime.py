@@ -50,6 +50,11 @@ def resolve(run: Run) -> tuple[torch.device, torch.dtype | Literal["auto"]]:
     return device, "auto" if run.dtype == "auto" else DTYPES[run.dtype]
 
 
+def attention(run: Run) -> str | None:
+    """Say to transformers which attention to use; None is sdpa, or eager in parts without it."""
+    return None if run.attn == Run.attn else run.attn
+
+
 def set_threads(threads: int | None) -> None:
     """Use so many CPU threads; None keeps torch's own choice."""
     if threads is None:

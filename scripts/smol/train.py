@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 
 import build
 import torch
+from perplexity import perplexity
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -53,7 +54,6 @@ from victorctl.modeling_victor import CACHE
 from victorctl.questions import Question, questions
 from victorctl.recipe import EvalSection
 
-PAGE = Path(__file__).with_name("page.txt")
 EMOJI = "emoji-datasource-google@16.0.0"
 CATEGORIES = ("Animals & Nature", "Food & Drink", "Objects", "Activities", "Travel & Places")
 ROWS = ("top", "middle", "bottom")
@@ -353,14 +353,6 @@ def train_answers(model: Model, emoji: list[Emoji], chosen: argparse.Namespace) 
 # ---- measure -------------------------------------------------------------------------------------
 
 
-def perplexity(model: nn.Module, processor: Any, text: str) -> float:
-    """Measure how well a text is foretold: exp of the mean loss of its tokens after the first."""
-    ids = processor.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
-    with torch.inference_mode():
-        logits = model(input_ids=ids).logits[0, :-1]
-    return math.exp(functional.cross_entropy(logits.float(), ids[0, 1:]))
-
-
 def measure(model: Model, emoji: list[Emoji], chosen: argparse.Namespace) -> None:
     """Ask about unseen scenes, with and without the picture, and about emoji; read a page."""
     llava = model.llava
@@ -380,7 +372,7 @@ def measure(model: Model, emoji: list[Emoji], chosen: argparse.Namespace) -> Non
         "accuracy": {name: by_type(asked, answers) for name, answers in told.texts.items()},
         "emoji_named": sum(a == row.id for a, row in zip(names, named, strict=True)) / len(named),
         "emoji": len(named),
-        "perplexity": perplexity(llava, model.processor, PAGE.read_text()),
+        "perplexity": perplexity(llava, model.processor),
         "seconds": round(seconds, 1),
     }
     text = json.dumps(numbers, indent=1)

@@ -1,14 +1,13 @@
-"""Keys and values kept in a cache change nothing, over any number of turns.
+"""Keys and values kept in a cache change nothing, whatever is done to the cache.
 
-Faults planted and caught: a mask is read from its left; length counts registers; next position
-forgets the past; late layers use the early mask; masks not reordered with rows; positions not
-reordered with rows; select leaves masks; repeat tiles instead of interleaving; crop leaves
-positions; crop leaves masks; crop cuts before it refuses; crop into an image allowed; crop one
-token into an image allowed; crop of padding allowed; a cache is adopted by copying; the drop is
-forgotten in the cache; native turns not recorded; append starts again at zero each call; append
-believes the caller's positions; a generated image token is visual; pre-encoded images are not seen;
-reset keeps the masks; registers_off caches not told; layers of a window are the first ones; a cache
-where none is wanted; packed judged where a mask is given; gaps judged in padding.
+Faults planted and caught: a mask is read from its left; length counts registers; late layers use
+the early mask; masks not reordered with rows; positions not reordered with rows; select leaves
+masks; repeat tiles instead of interleaving; crop cuts before it refuses; crop into an image
+allowed; crop one token into an image allowed; crop of padding allowed; crop beyond the first token
+leaves a negative length; a cache is adopted by copying; an adopted cache gets other layers; the
+drop is forgotten in the cache; native turns not recorded; a generated image token is visual; reset
+keeps the masks; registers_off caches not told; layers of a window are the first ones; a cache where
+none is wanted.
 """
 
 import pytest
@@ -17,8 +16,10 @@ from transformers import DynamicCache
 
 from tests.victor_models import (
     IMAGE,
+    PLAIN,
     assert_close,
     each,
+    generate,
     ids,
     inputs,
     pictures,
@@ -30,23 +31,14 @@ from victorctl.modeling_victor import CACHE, VictorCache
 
 BACKBONES = ("llama", "qwen2", "mistral", "gemma")
 PROMPTS = ("ab#cd", "abc", "#a#bcde", "ab##")  # 1, 0, 2 and 2 adjacent images; the last ends in one
-ENDS = 2  # </s>
-PLAIN = {"max_new_tokens": 5, "do_sample": False, "suppress_tokens": [IMAGE, ENDS]}
 SAMPLED = {**PLAIN, "do_sample": True, "temperature": 2.0}
 WAYS = {
     "greedy": PLAIN,
     "beams": {**PLAIN, "num_beams": 3, "num_return_sequences": 2},
     "sampling": SAMPLED,
     "several": {**SAMPLED, "num_return_sequences": 3},
+    "sampled beams": {**SAMPLED, "num_beams": 2},
 }
-
-
-def generate(model, batch, past_key_values=None, **how):
-    torch.manual_seed(0)
-    if past_key_values is not None:
-        how[CACHE] = past_key_values
-    how = {**PLAIN, "return_dict_in_generate": True, "output_logits": True, **how}
-    return model.generate(**batch, **how)
 
 
 @pytest.mark.parametrize("positions", ["overlay", "append"])
@@ -84,14 +76,6 @@ def test_the_cache_works_under_a_sliding_window():
     cached, recomputed = generate(model, batch), generate(model, batch, use_cache=False)
 
     assert torch.equal(cached.sequences, recomputed.sequences)
-
-
-def test_prompt_lookup_crops_the_cache_and_changes_nothing():
-    model, batch = shared("llama", adapted=True), inputs("abab#abab")
-
-    looked_up = generate(model, batch, prompt_lookup_num_tokens=2, max_new_tokens=8)
-
-    assert torch.equal(looked_up.sequences, generate(model, batch, max_new_tokens=8).sequences)
 
 
 def test_a_generated_image_token_is_text():
@@ -158,13 +142,19 @@ def test_an_empty_dynamic_cache_is_filled_in_place():
     assert_close(step.logits[:, -1], expected)
 
 
-def test_generate_fills_an_empty_dynamic_cache_in_place():
-    model, batch, cache = shared("llama"), inputs("ab#cd"), DynamicCache()
+@pytest.mark.parametrize("config", [False, True], ids=["without layers", "with layers"])
+@pytest.mark.parametrize("text", ["llama", "mistral", "qwen2"])
+def test_generate_fills_an_empty_dynamic_cache_in_place(text, config):
+    model, batch = shared(text, window=None if text == "llama" else 7), inputs("ab#cd", "e")
+    cache = DynamicCache(config=model.config) if config else DynamicCache()
 
-    filled = generate(model, batch, past_key_values=cache)
+    filled = generate(model, batch, **{CACHE: cache})
 
-    assert filled.past_key_values is cache
-    assert torch.equal(filled.sequences, generate(model, batch).sequences)
+    assert filled[CACHE] is cache
+    assert torch.equal(filled.sequences, generate(model, batch, use_cache=False).sequences)
+    kept = [layer.keys.shape[-2] for layer in cache.layers]  # of 20 + 4, and of 4 + 4; 3 registers
+    windows = {"llama": [], "mistral": range(6), "qwen2": [1, 3, 5]}[text] if config else []
+    assert kept == [6 if place in windows else (27, 11)[place > 1] for place in range(6)]
 
 
 @torch.no_grad()
@@ -179,99 +169,7 @@ def test_a_reset_cache_is_as_good_as_new():
     assert torch.equal(again.logits, first.logits)
 
 
-# ---- A second turn -------------------------------------------------------------------------------
-
-
-def next_turn(batch, so_far, *added):
-    """Extend every row by what it generated and by its part of the next turn."""
-    tokens = torch.tensor([ids(part) for part in added])
-    grown = torch.cat([so_far, tokens], dim=1)
-    ones = torch.ones(len(grown), grown.shape[1] - batch["input_ids"].shape[1], dtype=torch.long)
-    return {"input_ids": grown, "attention_mask": torch.cat([batch["attention_mask"], ones], dim=1)}
-
-
-@pytest.mark.parametrize("positions", ["overlay", "append"])
-@pytest.mark.parametrize("text", ["llama", "gemma"])
-@pytest.mark.parametrize(
-    ("prompts", "added", "order"),
-    [
-        (("ab#cd", "efg"), ("hij", "klm"), [0]),  # text follows
-        (("ab#cd",), ("e#f",), [0, 1]),  # a new image follows an image
-        (("ab#", "c##d"), ("#efghijklmnopqrst#", "efghijklmnopqrst##"), [0, 3, 4, 1, 2, 5, 6]),
-        (("abc", "d"), ("e#f", "#gh"), [0, 1]),  # a new image follows text
-        (("a#b", "cd"), ("efghijklmnopqrst", "#"), [0, 1]),  # one row goes on without
-    ],
-    ids=["text", "image", "images", "first", "one"],
-)
-def test_a_second_turn_passes_only_what_is_new(text, positions, prompts, added, order):
-    model, batch = shared(text, positions=positions, adapted=True), inputs(*prompts)
-    first = generate(model, batch)
-    second = next_turn(batch, first.sequences, *added)
-    had, new = "".join(prompts).count("#"), "".join(added).count("#")
-    if new:
-        second["pixel_values"] = pictures(new, first=had)
-
-    continued = generate(model, second, past_key_values=first.past_key_values)
-
-    every = pictures(had + new)[order] if new else batch["pixel_values"]
-    scratch = generate(model, {**second, "pixel_values": every}, use_cache=False)
-    assert torch.equal(continued.sequences, scratch.sequences)
-    for step, expected in zip(continued.logits, scratch.logits, strict=True):
-        assert_close(step, expected, tolerance=2e-5)
-
-
-@pytest.mark.parametrize("positions", ["overlay", "append"])
-@torch.no_grad()
-def test_calls_need_no_mask_and_no_positions(positions):
-    model, cache = shared("llama", positions=positions, adapted=True), DynamicCache()
-    parts = ("ab#", "c", "##d", "#", "ef")
-    seen = 0
-    for part in parts:
-        new = part.count("#")
-        images = {"pixel_values": pictures(new, first=seen)} if new else {}
-        seen += new
-        output = model(input_ids=torch.tensor([ids(part)]), past_key_values=cache, **images)
-
-    scratch = model(**inputs("".join(parts)))
-
-    assert_close(output.logits[:, -2:], scratch.logits[:, -2:])
-
-
-@pytest.mark.parametrize("cropped", [False, True], ids=["whole", "cropped"])
-@pytest.mark.parametrize("positions", ["overlay", "append"])
-@torch.no_grad()
-def test_rows_may_pause_and_their_turns_may_be_padded(positions, cropped):
-    model = shared("llama", positions=positions, adapted=True)
-    prompts = ("ab#", "c") if not cropped else ("ab#xy", "cxy")
-    cache = model(**inputs(*prompts), use_cache=True).past_key_values
-    if cropped:
-        cache.crop(-2)
-
-    for turn in (("d", "ef"), ("g", ""), ("", "h"), ("i", "j#")):  # the masks are those of the turn
-        more = inputs(*turn, first=1)
-        step = model(**more, past_key_values=cache).logits[:, -1]
-
-    assert_close(step[0], model(**inputs("ab#dgi")).logits[0, -1])
-    assert_close(step[1], model(**inputs("cefhj#", first=1)).logits[0, -1])
-
-
 # ---- Cropping and rows ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("positions", ["overlay", "append"])
-def test_a_cropped_cache_goes_on_as_if_the_end_had_never_been(positions):
-    model, batch = shared("llama", positions=positions, adapted=True), inputs("a#bc", "def")
-    first = generate(model, batch)
-    cache = first.past_key_values
-    assert cache.get_seq_length() == 19 + 4  # the last token has not been read yet
-
-    cache.crop(-5)
-    assert cache.get_seq_length() == 18
-    second = next_turn(inputs("a#b", "de"), inputs("a#b", "de")["input_ids"], "#gh", "#ij")
-
-    continued = generate(model, {**second, "pixel_values": pictures(2, 1)}, past_key_values=cache)
-    scratch = generate(model, {**second, "pixel_values": pictures(3)}, use_cache=False)
-    assert torch.equal(continued.sequences, scratch.sequences)
 
 
 @torch.no_grad()
@@ -298,6 +196,19 @@ def test_a_cache_padded_on_the_right_is_not_cropped_where_rows_would_lose_differ
         cache.crop(-1)
 
     assert [layer.get_seq_length() for layer in cache.layers] == [21, 21, 5, 5, 5, 5]
+
+
+@pytest.mark.parametrize("count", [3, 100])
+@torch.no_grad()
+def test_a_cache_of_text_can_be_cropped_to_nothing_and_begin_again(count):
+    model = shared("llama", adapted=True)
+    cache = model(**inputs("abc"), use_cache=True).past_key_values
+
+    cache.crop(-count)
+
+    assert cache.get_seq_length() == 0
+    again = model(**inputs("d#e"), past_key_values=cache)
+    assert torch.equal(again.logits, model(**inputs("d#e")).logits)
 
 
 @torch.no_grad()

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import backbones
+from tests.modeling import laws
 from tests.tiny import tiny_picture, tiny_processor
 from tests.victor_models import ALL, IMAGE, inputs, shared_native, victor_folder, victor_llava
 from victorctl import modeling_victor
@@ -90,16 +92,12 @@ def question(picture):
     ]
 
 
-@pytest.fixture(scope="module")
-def elsewhere(folder, question, tmp_path_factory):
-    """What a process sees that has the folder and stock transformers, and nothing of ours."""
-    work = tmp_path_factory.mktemp("elsewhere")
-    torch.save(inputs(*BATCH), work / "batch.pt")
-    told = json.dumps([str(folder), str(work), HOW, str(work / "batch.pt"), question])
+def run_elsewhere(work, *words):
+    """Run Python as on a machine that has never seen this package, and return what it says."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     clean |= {"HF_HOME": str(work / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
-        [sys.executable, "-I", "-c", ELSEWHERE, told],
+        [sys.executable, "-I", *map(str, words)],
         cwd=work,
         env=clean,
         capture_output=True,
@@ -108,7 +106,25 @@ def elsewhere(folder, question, tmp_path_factory):
         check=False,
     )
     assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@pytest.fixture(scope="module")
+def elsewhere(folder, question, tmp_path_factory):
+    """What a process sees that has the folder and stock transformers, and nothing of ours."""
+    work = tmp_path_factory.mktemp("elsewhere")
+    torch.save(inputs(*BATCH), work / "batch.pt")
+    told = json.dumps([str(folder), str(work), HOW, str(work / "batch.pt"), question])
+    run_elsewhere(work, "-c", ELSEWHERE, told)
     return torch.load(work / "result.pt", weights_only=False) | {"saved": work / "saved"}
+
+
+def test_every_law_holds_on_a_machine_without_this_package(tmp_path):
+    place = backbones.make(tmp_path / "cohere2", "cohere2")
+
+    said = run_elsewhere(tmp_path, "-W", "error", laws.__file__, place)
+
+    assert said.splitlines() == [f"cohere2: {law.__name__}" for law in laws.LAWS]
 
 
 def test_where_code_is_trusted_the_folder_is_a_victor_model(elsewhere, model):

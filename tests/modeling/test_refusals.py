@@ -3,14 +3,17 @@
 Faults planted and caught: each refusal taken out (overlay of too few tokens, truncated images, drop
 layers 0 and n, packed sequences, gaps under append, four-dimensional masks, offloaded, filled and
 static caches adopted, embeddings alone, unconverted folders, flash attention); four-dimensional
-masks refused too late; chunks that cut an image, counted from the first token of an older turn.
+masks refused too late; chunks that cut an image, counted from the first token of an older turn;
+new tokens alone taken for all of them; images in one chunk taken for one; every image read in the
+first chunk; chunks that end where images meet refused; chunks of the unconverted model refused;
+the mask of all chunks given to each; any cache adopted.
 """
 
 import copy
 
 import pytest
 import torch
-from transformers import DynamicCache, QuantizedCache, StaticCache
+from transformers import DynamicCache, EncoderDecoderCache, QuantizedCache, StaticCache
 
 from tests.tiny import tiny_llava
 from tests.victor_models import IMAGE, inputs, pictures, shared, shared_native, victor_llava
@@ -32,10 +35,11 @@ def offloaded(config):
 
 
 CACHES = {
-    "a DynamicCache that holds 3 tokens": filled_foreign,
-    "an offloaded DynamicCache that holds 0 tokens": offloaded,
-    "a StaticCache that holds 0 tokens": lambda config: StaticCache(config, max_cache_len=64),
-    "a QuantizedCache that holds 0 tokens": lambda config: QuantizedCache("fp8", config),
+    "DynamicCache, 3 tokens": filled_foreign,
+    "offloaded DynamicCache, 0 tokens": offloaded,
+    "StaticCache, 0 tokens": lambda config: StaticCache(config, max_cache_len=64),
+    "QuantizedCache, 0 tokens": lambda config: QuantizedCache("fp8", config),
+    "EncoderDecoderCache, 0 tokens": lambda config: EncoderDecoderCache(*[DynamicCache()] * 2),
 }
 
 
@@ -49,30 +53,67 @@ def test_an_image_does_not_enter_a_cache_with_one_length_for_all_layers(describe
         model(**inputs("a#b"), past_key_values=cache)
 
 
-def chunked(prompt, **how):
+def chunked(prompts, positions="overlay", **how):
     how = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": [2, IMAGE]} | how
-    return shared("llama", adapted=True).generate(**inputs(*prompt), **how)
+    model = shared("llama", positions=positions, adapted=True)
+    return model.generate(**inputs(*prompts), **how)
 
 
-@pytest.mark.parametrize("size", [2, 5, 17])  # of "ab#cd", whose image stands at 2 to 17
-def test_a_prompt_is_not_read_in_chunks_that_cut_an_image(size):
+@pytest.mark.parametrize(
+    ("prompts", "size"),
+    [
+        (["ab#cd"], 2),  # the image stands at 2 to 17
+        (["ab#cd"], 5),
+        (["ab#cd"], 17),
+        (["##ab"], 8),  # 0 to 15 and 16 to 31
+        (["##ab"], 24),  # as many placeholders in the first chunk as in an image and a half
+        (["a#bcd", "##"], 17),  # 13 to 28 after padding; 0 to 15 and 16 to 31
+    ],
+)
+def test_a_prompt_is_not_read_in_chunks_that_cut_an_image(prompts, size):
     with refused(f"prefill_chunk_size {size} cuts an image.*fix: leave prefill_chunk_size out"):
-        chunked(["ab#cd"], prefill_chunk_size=size)
+        chunked(prompts, prefill_chunk_size=size)
 
 
-@pytest.mark.parametrize("size", [18, 19, 40])
-def test_a_prompt_is_read_in_chunks_that_leave_images_whole(size):
-    prompts = ["ab#cd", "abcde"]
+@pytest.mark.parametrize(
+    ("prompts", "size"),
+    [
+        (["ab#cd", "abcde"], 18),  # the first chunk ends with the image
+        (["ab#cd", "abcde"], 40),
+        (["##ab"], 16),  # chunks end where images meet
+        (["##ab"], 32),  # two images in a chunk
+        (["a#b#c"], 17),
+        (["a#b#c"], 34),
+        (["a#b", "c#d", "#ef"], 17),  # an image of each row in a chunk
+        (["#a##bcd", "ab#"], 33),
+    ],
+)
+@pytest.mark.parametrize("positions", ["overlay", "append"])
+def test_a_prompt_is_read_in_chunks_that_leave_images_whole(prompts, size, positions):
+    expected = chunked(prompts, positions, use_cache=False)
 
-    assert torch.equal(chunked(prompts, prefill_chunk_size=size), chunked(prompts))
+    assert torch.equal(chunked(prompts, positions, prefill_chunk_size=size), expected)
 
 
-def test_only_what_is_new_must_not_be_cut():
+def test_the_unconverted_model_reads_in_chunks_of_any_size():
+    model, batch = shared("llama", adapted=True), inputs("ab#cd")
+    how = {"max_new_tokens": 3, "do_sample": False, "prefill_chunk_size": 5}
+
+    with model.registers_off():
+        ours = model.generate(**batch, **how)
+
+    assert torch.equal(ours, shared_native(text="llama").generate(**batch, **how))
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["after the old", "alone"])
+def test_only_what_is_new_must_not_be_cut(alone):
     # After "ab#c" 19 tokens are known: of "ab#cd#e" only "d#e" is read, its image at 1 to 16.
     model = shared("llama", adapted=True)
     how = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": [2, IMAGE]}
     second = inputs("ab#cd#e")
     second["pixel_values"] = second["pixel_values"][1:]
+    if alone:
+        second["input_ids"] = second["input_ids"][:, 19:]
 
     def answer(**more):
         with torch.no_grad():
@@ -84,26 +125,36 @@ def test_only_what_is_new_must_not_be_cut():
         answer(prefill_chunk_size=16)
 
 
-def test_generate_refuses_a_static_cache_for_an_image():
-    with refused("a StaticCache that holds 0 tokens"):
-        shared("llama").generate(
-            **inputs("a#b"), max_new_tokens=2, cache_implementation="static", disable_compile=True
-        )
+IMPLEMENTATIONS = {
+    "StaticCache": {"cache_implementation": "static", "disable_compile": True},
+    "QuantizedCache": {
+        "cache_implementation": "quantized",
+        "cache_config": {"backend": "fp8"},  # the others need more than transformers
+    },
+}
 
 
-def test_generate_takes_a_static_cache_for_text():
-    how = {"max_new_tokens": 3, "do_sample": False}
-    static = shared("llama").generate(
-        **inputs("abc"), **how, cache_implementation="static", disable_compile=True
-    )
+@pytest.mark.parametrize("kind", IMPLEMENTATIONS)
+def test_generate_refuses_other_kinds_of_cache_for_an_image(kind):
+    with refused(f"{kind}, 0 tokens.*fix: pass no cache_implementation"):
+        shared("llama").generate(**inputs("a#b"), max_new_tokens=2, **IMPLEMENTATIONS[kind])
 
-    assert torch.equal(static, shared_native(text="llama").generate(**inputs("abc"), **how))
+
+@pytest.mark.parametrize("kind", IMPLEMENTATIONS)
+def test_generate_takes_other_kinds_of_cache_for_text(kind):
+    how = {"max_new_tokens": 3, "do_sample": False, **IMPLEMENTATIONS[kind]}
+
+    ours = shared("llama").generate(**inputs("abc"), **how)
+
+    assert torch.equal(ours, shared_native(text="llama").generate(**inputs("abc"), **how))
 
 
 @torch.no_grad()
 def test_embeddings_instead_of_tokens_are_refused():
     with refused("cannot find the images in inputs_embeds.*fix: pass input_ids"):
         shared("llama")(inputs_embeds=torch.zeros(1, 3, 32))
+    with refused("cannot find the images in inputs_embeds.*fix: pass input_ids"):
+        shared("llama").generate(inputs_embeds=torch.zeros(1, 3, 32), max_new_tokens=2)
 
 
 @pytest.mark.parametrize("positions", ["overlay", "append"])
@@ -133,7 +184,7 @@ def test_positions_with_a_gap_are_refused_under_append_and_kept_under_overlay():
 @pytest.mark.parametrize("prompt", ["abc", "a#b"])
 @torch.no_grad()
 def test_a_mask_of_four_dimensions_is_refused_before_anything_is_cached(prompt):
-    batch, cache = inputs(prompt), DynamicCache()
+    batch, cache = inputs(prompt), DynamicCache(config=shared("llama").config)
     length = batch["input_ids"].shape[1]
     batch["attention_mask"] = torch.ones(1, 1, length, length).tril().bool()
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModel
 
+from tests.backbones import SETTINGS
 from victorctl.modeling_victor import VictorText, mix
 
-LAYERS, WIDTH = 5, 32
+LAYERS, WIDTH = 6, 32
 SIZES = {
     "vocab_size": 64,
     "hidden_size": WIDTH,
@@ -21,23 +22,6 @@ SIZES = {
     "head_dim": 8,
     "max_position_embeddings": 64,
     "pad_token_id": 0,
-}
-WINDOW = {"sliding_window": 4, "use_sliding_window": True}
-MIXED = {**WINDOW, "layer_types": ["full_attention", "sliding_attention"] * 2 + ["full_attention"]}
-EQUAL = {
-    "llama": {},
-    "qwen2": MIXED,
-    "mistral": WINDOW,
-    "gemma": {},
-    "gemma2": MIXED,
-    "mixtral": {"num_local_experts": 4, **WINDOW},
-    "qwen3": MIXED,
-    "phi3": WINDOW,
-    "olmo2": {},
-    "cohere": {},
-    "stablelm": {},
-    "glm4": {},
-    "smollm3": {"no_rope_layers": [1, 0, 1, 1, 0]},
 }
 
 
@@ -71,10 +55,10 @@ def whole_and_slices(name, cut, **more):
     return whole[mask], pieces[mask]
 
 
-@pytest.mark.parametrize("cut", [1, 2])
-@pytest.mark.parametrize("name", EQUAL)
+@pytest.mark.parametrize("cut", [1, 4])
+@pytest.mark.parametrize("name", SETTINGS)
 def test_two_slices_are_the_whole_model(name, cut):
-    whole, pieces = whole_and_slices(name, cut, **EQUAL[name])
+    whole, pieces = whole_and_slices(name, cut, **SETTINGS[name])
 
     assert torch.equal(whole, pieces)
 
@@ -97,17 +81,17 @@ def test_a_slice_of_one_layer_is_that_layer_and_only_the_last_is_normed():
     model.__class__ = mix(VictorText, type(model))
     hidden = torch.randn(1, 6, WIDTH, generator=torch.Generator().manual_seed(5))
     taken = []
-    model.layers[3].register_forward_hook(lambda module, given, output: taken.append(output))
+    model.layers[4].register_forward_hook(lambda module, given, output: taken.append(output))
     mask = torch.ones(1, 6, dtype=torch.bool)
 
-    alone = run(model.layer_slice(3, 4), hidden, mask)
-    last = run(model.layer_slice(3, 5), hidden, mask)
+    alone = run(model.layer_slice(4, 5), hidden, mask)
+    last = run(model.layer_slice(4, 6), hidden, mask)
 
     assert len(taken) == 2
     assert torch.equal(alone, taken[0])
-    assert torch.equal(last, run(model.layer_slice(4, 5), alone, mask))
-    unnormed = model.layers[4].register_forward_hook(lambda module, given, out: taken.append(out))
-    run(model.layer_slice(4, 5), alone, mask)
+    assert torch.equal(last, run(model.layer_slice(5, 6), alone, mask))
+    unnormed = model.layers[5].register_forward_hook(lambda module, given, out: taken.append(out))
+    run(model.layer_slice(5, 6), alone, mask)
     unnormed.remove()
     assert torch.equal(last, model.norm(taken[-1]))
 

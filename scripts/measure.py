@@ -1,11 +1,15 @@
-"""Measure the demo as a user would, and keep what the commands print for docs/results.md.
+"""Measure recipes as a user would, and keep what the commands print for docs/results.md.
 
-    python scripts/demo/measure.py victor lora registers positions registers-study --out measured
+    python scripts/measure.py demo/victor demo/lora demo/registers smol/victor --out measured
+    python scripts/measure.py demo/positions demo/registers-study smol/positions --out measured
 
-A recipe of the demo is converted, trained and evaluated once, for docs/results/demo-NAME.json. A
-study does so for every variant of a recipe that `STUDIES` lists. Its file grows by one run at a
-time, and what it holds already is not run again, so that a study can be stopped and started. When
-all runs of `registers-study` are there, they are drawn: docs/images/registers.png.
+A recipe is converted, trained and evaluated once, for docs/results/MODEL-NAME.json. A study does so
+for every variant of a recipe that `STUDIES` lists. Its file grows by one run at a time, and what it
+holds already is not run again, so that a study can be stopped and started. When all runs of
+`demo/registers-study` are there, they are drawn: docs/images/registers.png.
+
+smol is the model that `scripts/smol/build.py` writes. How well it foretells a page of English is
+measured too, before and after.
 """
 
 import argparse
@@ -22,9 +26,11 @@ from typing import Any
 from victorctl import plots
 from victorctl.files import write_whole
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 PLOT = ROOT / "docs" / "images" / "registers.png"
+SMOL = Path.home() / ".cache" / "victorctl" / "smol" / "smol-84"
+SOURCES = {"demo": "demo", "smol": str(SMOL)}
 LOCAL = ("out", "report", "folder")  # paths on this machine, of no use to a reader
 
 Settings = Mapping[str, Any]
@@ -48,7 +54,7 @@ class Study:
     """One recipe trained in several variants.
 
     Args:
-        recipe: A recipe of the demo.
+        recipe: One that comes along.
         shared: What every run sets.
         variants: What each run sets beside that.
     """
@@ -59,19 +65,25 @@ class Study:
 
 
 QUESTIONS = {"eval.limit": 1000, "eval.baselines": False}
+STARTS = tuple(
+    {"seed": seed, "victor.positions": positions, "victor.init": init}
+    for seed, positions, init in itertools.product(
+        (0, 1, 2), ("overlay", "append"), ("visual", "embeddings")
+    )
+)
 STUDIES = {
-    "positions": Study(
-        recipe="quick",
+    "demo/positions": Study(
+        recipe="demo/quick",
         shared={"train.steps": 400, "train.batch_size": 12, **QUESTIONS},
-        variants=tuple(
-            {"seed": seed, "victor.positions": positions, "victor.init": init}
-            for seed, positions, init in itertools.product(
-                (0, 1, 2), ("overlay", "append"), ("visual", "embeddings")
-            )
-        ),
+        variants=STARTS,
     ),
-    "registers-study": Study(
-        recipe="registers",
+    "smol/positions": Study(
+        recipe="smol/victor",
+        shared={"train.steps": 60, "train.distill": 0, **QUESTIONS, "eval.limit": 400},
+        variants=STARTS,
+    ),
+    "demo/registers-study": Study(
+        recipe="demo/registers",
         shared=QUESTIONS,
         variants=(
             {},
@@ -110,15 +122,15 @@ def run(words: list[str]) -> dict[str, Any]:
 
 
 def stages(name: str, recipe: str, out: Path, settings: Settings) -> dict[str, list[str]]:
-    """Write the three commands of a recipe of the demo, each with the settings that it reads."""
+    """Write the three commands of a recipe, each with the settings that it reads."""
     converted, trained = str(out / f"{name}-converted"), str(out / name)
     words = {
-        "convert": ["convert", "demo", "--out", converted],
+        "convert": ["convert", SOURCES[model_of(recipe)], "--out", converted],
         "finetune": ["finetune", converted, "--out", trained],
         "eval": ["eval", trained],
     }
     return {
-        stage: ["victorctl", *each, "--recipe", f"demo/{recipe}", *changes(stage, settings)]
+        stage: ["victorctl", *each, "--recipe", recipe, *changes(stage, settings)]
         for stage, each in words.items()
     }
 
@@ -133,27 +145,45 @@ def changes(stage: str, settings: Settings) -> list[str]:
     ]
 
 
+def model_of(recipe: str) -> str:
+    """Name the model that a recipe or a study is about."""
+    return recipe.partition("/")[0]
+
+
 def typed(commands: dict[str, list[str]], out: Path) -> list[str]:
-    """Show commands as they are typed, without the folder that they ran in."""
-    return [shlex.join(words).replace(f"{out}/", "") for words in commands.values()]
+    """Show commands as they are typed, without the folders that they ran in."""
+    lines = (shlex.join(words) for words in commands.values())
+    return [line.replace(f"{out}/", "").replace(f"{SMOL.parent}/", "") for line in lines]
 
 
 def keep(name: str, content: dict[str, Any]) -> None:
     """Write what was measured to the project's results."""
     text = json.dumps(content, indent=1) + "\n"
-    write_whole(RESULTS / f"demo-{name}.json", text.encode())
+    write_whole(file_of(name), text.encode())
+
+
+def file_of(name: str) -> Path:
+    """Where the results of a recipe or a study lie."""
+    return RESULTS / f"{name.replace('/', '-')}.json"
 
 
 def measure(name: str, out: Path) -> None:
     """Run the three stages of one recipe, and keep the numbers and the commands."""
-    commands = stages(name, name, out, {})
+    commands = stages(short(name), name, out, {})
     results = {stage: run(words) for stage, words in commands.items()}
+    if model_of(name) == "smol":
+        results["perplexity"] = run(["scripts.smol.perplexity", str(out / short(name))])
     keep(name, {"commands": typed(commands, out), **results})
+
+
+def short(name: str) -> str:
+    """Name a recipe without its model."""
+    return name.partition("/")[2]
 
 
 def study(name: str, out: Path) -> None:
     """Run every variant of a study that was not run yet, and keep each as soon as it is done."""
-    file, chosen = RESULTS / f"demo-{name}.json", STUDIES[name]
+    file, chosen = file_of(name), STUDIES[name]
     stored = json.loads(file.read_text())["runs"] if file.exists() else []
     known = {tuple(each["commands"]): each for each in stored}
     wanted = [stages_of(chosen, variant, out) for variant in chosen.variants]
@@ -170,7 +200,7 @@ def study(name: str, out: Path) -> None:
 def stages_of(chosen: Study, variant: Settings, out: Path) -> dict[str, list[str]]:
     """Write the three commands of a variant, in folders that say what is special about it."""
     parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in variant.items()]
-    name = "-".join([chosen.recipe, *(parts or ["unchanged"])])
+    name = "-".join([short(chosen.recipe), *(parts or ["unchanged"])])
     return stages(name, chosen.recipe, out, {**chosen.shared, **variant})
 
 
@@ -203,8 +233,7 @@ def points(runs: Sequence[dict[str, Any]], victor: dict[str, Any]) -> list[plots
 def draw() -> None:
     """Draw the study of registers alone, as far as it has come."""
     runs, victor = (
-        json.loads((RESULTS / f"demo-{name}.json").read_text())
-        for name in ("registers-study", "victor")
+        json.loads(file_of(name).read_text()) for name in ("demo/registers-study", "demo/victor")
     )
     figure = plots.tradeoff(points(runs["runs"], victor), plots.Palette())
     write_whole(PLOT, plots.png(figure))
@@ -212,10 +241,12 @@ def draw() -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="+", help=f"recipes of the demo, or {', '.join(STUDIES)}")
+    parser.add_argument(
+        "names", nargs="+", help=f"recipes of demo or smol, or {', '.join(STUDIES)}"
+    )
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     for each in given.names:
         study(each, given.out) if each in STUDIES else measure(each, given.out)
-        if each == "registers-study":
+        if each == "demo/registers-study":
             draw()

@@ -1,0 +1,378 @@
+"""The laws: what holds for a Victor folder on any backbone, with torch and transformers alone.
+
+    python -I -W error tests/modeling/laws.py PLACE ...
+
+A place holds `source`, a LLaVA as small as those of `tests/tiny.py`, and `victor`, the same model
+converted and with adapters. Nothing of ours is imported here: the folder brings its own code.
+
+Faults planted and caught: layer types not cut; every slice normed; a cache window that shows the
+first layers; late layers behind the early mask; adapters at every row; adapters at a row of text;
+no adapters in the MLP; next positions forgotten; overlay one position late; registers scaled like
+embeddings; an image answers with its first register; late padding attended; a slice with another
+window; registers that stay on; the base changed when it is saved.
+"""
+
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModelForImageTextToText
+
+CLOSE = 3e-5  # of the largest value: what single precision leaves after six layers
+PROMPTS = ("ab#cd", "abc", "#a#bcde", "ab##c", "#")  # a letter is a word, `#` an image
+NEW = 6  # tokens to write
+MODES = ("overlay", "append")
+VERSION = re.compile(rb'"transformers_version": "[^"]+"')
+
+
+class Case(NamedTuple):
+    """A Victor folder as both of its models, and what it was converted from."""
+
+    folder: Path
+    victor: Any
+    native: Any
+    source: Any
+
+
+def load_case(place: Path) -> Case:
+    """Load what a place holds, as a user would."""
+    load = AutoModelForImageTextToText.from_pretrained
+    folder = place / "victor"
+    loaded = (load(folder, trust_remote_code=True), load(folder), load(place / "source"))
+    return Case(folder, *(model.eval() for model in loaded))
+
+
+# ---- Prompts and states --------------------------------------------------------------------------
+
+
+def spell(case: Case, prompt: str) -> list[int]:
+    """Turn a prompt into token ids."""
+    image = case.native.config.image_token_id
+    visual = [image] * case.native.config.image_seq_length
+    spelled = [visual if sign == "#" else [ord(sign) - 87] for sign in prompt]
+    return [token for part in spelled for token in part]
+
+
+def inputs(case: Case, *prompts: str, first: int = 0) -> dict[str, Tensor]:
+    """Batch prompts, padded on the left; their pictures are numbered on from `first`."""
+    rows = [spell(case, prompt) for prompt in prompts]
+    longest = max(map(len, rows))
+    pads = [longest - len(row) for row in rows]
+    ids = [[0] * pad + row for pad, row in zip(pads, rows, strict=True)]
+    mask = [[0] * pad + [1] * len(row) for pad, row in zip(pads, rows, strict=True)]
+    made = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+    if count := "".join(prompts).count("#"):
+        made["pixel_values"] = pictures(case, count, first)
+    return made
+
+
+def pictures(case: Case, count: int, first: int = 0) -> Tensor:
+    """Draw the pictures number first, first + 1, ... [count, 3, height, width]."""
+    size = case.native.config.vision_config.image_size
+    seeds = [torch.Generator().manual_seed(1 + first + number) for number in range(count)]
+    return torch.stack([torch.randn(3, size, size, generator=seed) for seed in seeds])
+
+
+def each(case: Case, *prompts: str) -> list[dict[str, Tensor]]:
+    """Make the inputs of every prompt alone, with the pictures that it has in the batch of all."""
+    seen = ["".join(prompts[:place]).count("#") for place in range(len(prompts))]
+    return [inputs(case, prompt, first=first) for prompt, first in zip(prompts, seen, strict=True)]
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    """Compare two tensors; the tolerance is a share of the largest expected value."""
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=0, atol=CLOSE * scale)
+
+
+@contextmanager
+def positions(case: Case, mode: str) -> Iterator[None]:
+    """Number registers and text in the other way for a while."""
+    before, case.victor.victor.positions = case.victor.victor.positions, mode
+    try:
+        yield
+    finally:
+        case.victor.victor.positions = before
+
+
+def generate(case: Case, batch: dict[str, Tensor], **how: Any) -> Any:
+    """Let the Victor model write a few words, none of which ends its answer or is an image."""
+    how |= {"max_new_tokens": NEW, "do_sample": False, "output_logits": True}
+    how |= {"suppress_tokens": [2, case.native.config.image_token_id]}
+    return case.victor.generate(**batch, **how, return_dict_in_generate=True)
+
+
+# ---- The same logits from the unconverted model: nothing is dropped, columns are closed ----------
+
+
+def places(case: Case, prompt: str, mode: str) -> tuple[list[str], list[int], list[int]]:
+    """List what stands where when nothing is dropped: kinds, the caller's columns, positions."""
+    count = case.victor.victor.registers.weight.shape[0]
+    kinds, columns, numbers = [], [], []
+    for sign in prompt:
+        start = columns[-1] + 1 if columns else 0
+        width = len(spell(case, sign))
+        kinds += ["visual" if sign == "#" else "text"] * width
+        columns += range(start, start + width)
+        numbers += range(start, start + width)
+        if sign == "#":
+            end = start + width
+            kinds += ["register"] * count
+            columns += [end - 1] * count
+            numbers += range(end - count, end)
+    return kinds, columns, list(range(len(kinds))) if mode == "append" else numbers
+
+
+def embeddings(case: Case, prompt: str, kinds: list[str]) -> Tensor:
+    """Put words, visual tokens and registers in a row [1, t, d], none of them scaled again."""
+    is_register = torch.tensor([kind == "register" for kind in kinds])
+    inner = case.native.model
+    own = inner.get_input_embeddings()(torch.tensor(spell(case, prompt)))
+    states = own.new_zeros(len(kinds), own.shape[1])
+    states[~is_register] = own
+    if count := prompt.count("#"):
+        features = inner.get_image_features(pictures(case, count)).pooler_output
+        states[torch.tensor([kind == "visual" for kind in kinds])] = torch.cat(list(features))
+        states[is_register] = case.victor.victor.registers.weight.repeat(count, 1)
+    return states[None]
+
+
+def closed(seen: Tensor, window: int | None) -> Tensor:
+    """Make a layer's mask over the tokens it sees; its window counts those alone [1, 1, t, t]."""
+    rank = seen.cumsum(0)
+    back = rank[:, None] - rank[None, :]
+    open_ = torch.ones_like(back, dtype=torch.bool).tril() & seen[None, :]
+    if window is not None:
+        open_ &= back < window
+    open_ |= torch.eye(len(seen), dtype=torch.bool)  # a row of nothing would be NaN
+    return torch.zeros(back.shape).masked_fill(~open_, torch.finfo(torch.float32).min)[None, None]
+
+
+def window_of(config: Any, index: int) -> int | None:
+    """Tell how far back a layer sees, None for everything."""
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    sliding = kinds[index] == "sliding_attention"
+    return getattr(config, "sliding_window", None) if sliding else None
+
+
+def hook_mask(layer: nn.Module, mask: Tensor) -> Any:
+    """Give a layer another mask than the one that the text model made."""
+
+    def hook(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        return given, {**named, "attention_mask": mask}
+
+    return layer.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def hook_update(linear: nn.Module, update: Tensor, rows: Tensor) -> Any:
+    """Add `update` @ x to a Linear's output, at some rows only."""
+
+    def hook(module: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
+        return output + functional.linear(given[0], update) * rows[:, None]
+
+    return linear.register_forward_hook(hook)
+
+
+def updates(case: Case, index: int) -> Iterator[tuple[str, Tensor]]:
+    """Read a layer's adapters from the file: the Linear's name, and what is added to its weight."""
+    adapter = case.victor.config.victor["adapter"]
+    stored = load_file(case.folder / "victor.safetensors")
+    prefix = f"victor.adapters.{index}.linears."
+    for name, down in stored.items():
+        if name.startswith(prefix) and name.endswith(".down"):
+            up = stored[name.removesuffix("down") + "up"]
+            linear = name.removeprefix(prefix).removesuffix(".down").replace("-", ".")
+            yield linear, up @ down * (adapter["alpha"] / adapter["rank"])
+
+
+def expected_logits(case: Case, prompt: str, mode: str) -> dict[int, Tensor]:
+    """Compute a prompt's logits by column, for text and for each image's last column."""
+    text, drop_layer = case.native.model.language_model, case.victor.config.victor["drop_layer"]
+    kinds, columns, numbers = places(case, prompt, mode)
+    stays = torch.tensor([kind != "visual" for kind in kinds])
+    registers = torch.tensor([kind == "register" for kind in kinds])
+    with ExitStack() as hooks:
+        for index, layer in enumerate(text.layers):
+            seen = stays if index >= drop_layer else torch.ones_like(stays)
+            mask = hook_mask(layer, closed(seen, window_of(text.config, index)))
+            hooks.callback(mask.remove)
+            for name, update in updates(case, index):
+                hook = hook_update(layer.get_submodule(name), update, registers)
+                hooks.callback(hook.remove)
+        hidden = text(
+            inputs_embeds=embeddings(case, prompt, kinds),
+            position_ids=torch.tensor([numbers]),
+            attention_mask=torch.ones(1, len(kinds)),
+            use_cache=False,
+        ).last_hidden_state
+    logits = case.native.lm_head(hidden)[0]
+    return {
+        column: logits[place]  # an image's last column is written last by its last register
+        for place, (kind, column) in enumerate(zip(kinds, columns, strict=True))
+        if kind != "visual"
+    }
+
+
+# ---- The laws ------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def the_folder_is_its_source_bit_for_bit(case: Case) -> None:
+    """Without trust, stock transformers loads what was converted."""
+    ours, source = case.native.state_dict(), case.source.state_dict()
+    assert type(case.native) is type(case.source)
+    assert ours.keys() == source.keys()
+    assert all(torch.equal(ours[name], source[name]) for name in source)
+    batch = inputs(case, *PROMPTS)
+    assert torch.equal(case.native(**batch).logits, case.source(**batch).logits)
+
+
+@torch.no_grad()
+def two_slices_are_the_whole(case: Case) -> None:
+    """Cut anywhere, the layers compute what the backbone's own forward does."""
+    native, text = case.native.model.language_model, case.victor.model.language_model
+    count, width = len(text.layers), text.config.hidden_size
+    hidden = torch.randn(2, 21, width, generator=torch.Generator().manual_seed(4))
+    mask = torch.ones(2, 21, dtype=torch.bool)
+    mask[1, :3] = False
+    how = {"attention_mask": mask, "use_cache": False}
+    whole = native(inputs_embeds=hidden, **how).last_hidden_state
+    for cut in range(1, count):
+        pieces = hidden
+        for ends in ((0, cut), (cut, count)):
+            pieces = text.layer_slice(*ends)(inputs_embeds=pieces, **how).last_hidden_state
+        assert torch.equal(pieces[mask], whole[mask]), f"cut at {cut}"
+
+
+@torch.no_grad()
+def without_images_it_is_the_base_bit_for_bit(case: Case) -> None:
+    """Where nothing is dropped, nothing changes, adapters or not."""
+    batch = inputs(case, "abcdefghijk", "lm")
+    for use_cache in (True, False):
+        ours = case.victor(**batch, use_cache=use_cache).logits
+        assert torch.equal(ours, case.native(**batch, use_cache=use_cache).logits)
+
+
+@torch.no_grad()
+def switched_off_it_is_the_base_bit_for_bit(case: Case) -> None:
+    """`registers_off` gives the unconverted model, and ends."""
+    batch = inputs(case, *PROMPTS)
+    before = case.victor(**batch).logits
+    with case.victor.registers_off():
+        off = case.victor(**batch).logits
+    assert torch.equal(off, case.native(**batch).logits)
+    assert torch.equal(case.victor(**batch).logits, before)
+    assert not torch.allclose(off, before, atol=1e-2)
+
+
+@torch.no_grad()
+def dropping_is_masking(case: Case) -> None:
+    """The unconverted model says the same where it cannot see what was dropped."""
+    for mode in MODES:
+        for prompt in ("ab#cd", "a##bc#d", "#"):
+            expected = expected_logits(case, prompt, mode)
+            with positions(case, mode):
+                found = case.victor(**inputs(case, prompt)).logits[0]
+            assert_close(found[list(expected)], torch.stack(list(expected.values())))
+
+
+@torch.no_grad()
+def a_padded_row_is_its_prompt_alone(case: Case) -> None:
+    """A batch is so many prompts, whatever stands beside them."""
+    for mode in MODES:
+        with positions(case, mode):
+            batch = inputs(case, *PROMPTS)
+            together = case.victor(**batch).logits
+            for row, alone in enumerate(each(case, *PROMPTS)):
+                own = together[row, batch["attention_mask"][row].bool()]
+                assert_close(own, case.victor(**alone).logits[0])
+
+
+@torch.no_grad()
+def generating_with_the_cache_is_recomputing(case: Case) -> None:
+    """Keys and values that were kept change nothing, beyond a window's length too."""
+    for mode in MODES:
+        with positions(case, mode):
+            batch = inputs(case, *PROMPTS)
+            kept, again = (generate(case, batch, use_cache=cached) for cached in (True, False))
+        assert torch.equal(kept.sequences, again.sequences)
+        for step, expected in zip(kept.logits, again.logits, strict=True):
+            assert_close(step, expected)
+
+
+@torch.no_grad()
+def a_prompt_is_answered_alone_as_in_a_batch(case: Case) -> None:
+    """Greedy answers do not depend on what stands beside a prompt."""
+    together = generate(case, inputs(case, *PROMPTS)).sequences[:, -NEW:]
+    alone = [generate(case, one).sequences[:, -NEW:] for one in each(case, *PROMPTS)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+@torch.no_grad()
+def adapters_act_at_registers_only(case: Case) -> None:
+    """Every adapted Linear gives other numbers at the registers, and its own everywhere else."""
+    changed = []
+
+    def compare(linear: nn.Linear, given: tuple[Tensor], output: Tensor) -> None:
+        plain = functional.linear(given[0], linear.weight, linear.bias)
+        changed.append(int((plain != output).any(dim=-1).sum()))
+
+    with ExitStack() as hooks:
+        for index, layer in enumerate(case.victor.model.language_model.layers):
+            modules = dict(layer.named_modules())
+            linears = {name for name, part in modules.items() if isinstance(part, nn.Linear)}
+            assert {name for name, _ in updates(case, index)} == linears
+            for name in linears:
+                hooks.callback(modules[name].register_forward_hook(compare).remove)
+        case.victor(**inputs(case, "ab#cd", "#e##f"))
+    assert set(changed) == {4 * case.victor.victor.registers.weight.shape[0]}
+
+
+def saved_it_is_the_same_folder(case: Case) -> None:
+    """A model that was loaded is saved byte for byte, but for the version that writes it."""
+    with tempfile.TemporaryDirectory() as place:
+        case.victor.save_pretrained(place)
+        saved = sorted(Path(place).iterdir())
+        assert {"config.json", "modeling_victor.py"} <= {file.name for file in saved}
+        for file in saved:
+            ours, first = (
+                VERSION.sub(b"", one.read_bytes()) for one in (file, case.folder / file.name)
+            )
+            assert ours == first, file.name
+
+
+LAWS = (
+    the_folder_is_its_source_bit_for_bit,
+    two_slices_are_the_whole,
+    without_images_it_is_the_base_bit_for_bit,
+    switched_off_it_is_the_base_bit_for_bit,
+    dropping_is_masking,
+    a_padded_row_is_its_prompt_alone,
+    generating_with_the_cache_is_recomputing,
+    a_prompt_is_answered_alone_as_in_a_batch,
+    adapters_act_at_registers_only,
+    saved_it_is_the_same_folder,
+)
+
+
+def main(places: list[str]) -> None:
+    """Try every law in every place; the first that does not hold ends it."""
+    for place in places:
+        case = load_case(Path(place))
+        assert type(case.victor).__module__.startswith("transformers_modules.")
+        for law in LAWS:
+            law(case)
+            sys.stdout.write(f"{Path(place).name}: {law.__name__}\n")
+
+
+if __name__ == "__main__":
+    sys.modules["victorctl"] = None  # as if it had never been installed
+    main(sys.argv[1:])
