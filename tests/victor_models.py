@@ -63,7 +63,7 @@ def victor_llava(  # noqa: PLR0913
         model = VictorLlava(config).eval()
         for name, parameter in model.victor.named_parameters():
             nn.init.normal_(parameter, std=0.4 if name.startswith("registers") else 0.2)
-    model.load_state_dict(native.state_dict(), strict=False)
+    model.load_state_dict(model.state_dict() | native.state_dict())
     model.generation_config = native.generation_config
     return model
 

@@ -155,7 +155,7 @@ class Distillation(nn.Module):
         """Run the prefix through the layers that see visual tokens."""
         firsts = _firsts(batch, features)
         embeddings, _ = self._embed(batch.prefix, firsts)
-        images = self.model._images(batch.prefix, [len(feature) for feature in firsts])
+        images = self.model.model._images(batch.prefix, [len(feature) for feature in firsts])
         valid = batch.prefix_mask.bool()
         start = valid.new_zeros(len(valid), dtype=torch.long)
         tokens = caller_tokens(valid, next_positions(start, valid), images)
@@ -183,7 +183,7 @@ class Distillation(nn.Module):
         opening = torch.arange(len(batch.row), device=visual.device)
         images = Images(visual, opening, torch.full_like(opening, -1))
         if others:
-            later = self.model._images(batch.suffix, [len(feature) for feature in others])
+            later = self.model.model._images(batch.suffix, [len(feature) for feature in others])
             order = torch.cat([opening, later.row]).argsort(stable=True)
             images = Images(
                 visual,

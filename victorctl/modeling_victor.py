@@ -21,7 +21,7 @@ import functools
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,7 +79,7 @@ class Registers(nn.Module):
 
     def forward(self, images: int) -> Tensor:
         """Give every image its own copy of the registers [images, r, d]."""
-        return self.weight.expand(images, -1, -1)
+        return self.weight.repeat(images, 1, 1)  # no view: sharding may free the weight
 
 
 class Gate(threading.local):
@@ -255,7 +255,10 @@ class Victor(nn.Module):
             yield offset, layers[int(index)]
         for index, adapter in self.adapters.items():
             for name, update in adapter.linears.items():
-                yield update, layers[int(index)].get_submodule(name.replace("-", "."))
+                linear = layers[int(index)].get_submodule(name.replace("-", "."))
+                while hasattr(linear, "base_layer"):  # what peft has wrapped, hooks and all
+                    linear = linear.base_layer
+                yield update, linear
 
     def open_gates(self, start: int, stop: int, rows: Tensor | None) -> None:
         """Tell layers start..stop-1 which flat rows hold registers, if any."""
@@ -641,17 +644,41 @@ class CacheWindow(DynamicCache):
 # ---- The text model ------------------------------------------------------------------------------
 
 
-class VictorText:
+class Mixed:
+    """Mixed into the native class of a part of the model (`mix`)."""
+
+    mixin: type
+    native: type[nn.Module]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _empty, (type(self).mixin, type(self).native), self.__getstate__()
+
+
+@functools.cache
+def mix(mixin: type, native: type[nn.Module]) -> type[nn.Module]:
+    """Mix a class of ours into a native one.
+
+    The new class keeps the native name and module: transformers looks up output capturing and key
+    conversion by them.
+    """
+    names = {"__module__": native.__module__, "__qualname__": native.__qualname__}
+    names |= {"mixin": mixin, "native": native}
+    return type(native.__name__, (mixin, native), names)
+
+
+def _empty(mixin: type, native: type[nn.Module]) -> nn.Module:
+    """Make what a pickled part's state goes into."""
+    made = mix(mixin, native)
+    return made.__new__(made)
+
+
+class VictorText(Mixed):
     """The text model, run as two slices of its own layers with the drop in between.
 
-    Mixed into the native class of the text model (`text_class`); `victor` is the module of the
-    parameters, held without being registered here.
+    `victor` is the module of the parameters, held without being registered here.
     """
 
     victor: Victor
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _empty_text, (type(self).native,), self.__getstate__()
 
     def layer_slice(self, start: int, stop: int) -> nn.Module:
         """Show decoder layers start..stop-1 as a native model that shares every parameter.
@@ -849,21 +876,73 @@ class VictorText:
         return adopted
 
 
-@functools.cache
-def text_class(native: type[nn.Module]) -> type[nn.Module]:
-    """Mix `VictorText` into a native text model class.
+# ---- The inner model ----------------------------------------------------------------------------
 
-    The new class keeps the native name and module: transformers looks up output capturing and key
-    conversion by them.
+
+class VictorModel(Mixed):
+    """The model without its head: finds the images that arrive and tells the text model.
+
+    Trainers call it by itself, to spend less memory on logits.
     """
-    names = {"native": native, "__module__": native.__module__, "__qualname__": native.__qualname__}
-    return type(native.__name__, (VictorText, native), names)
 
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the model; arguments and outputs are those of the native class.
 
-def _empty_text(native: type[nn.Module]) -> nn.Module:
-    """Make what a pickled text model's state goes into."""
-    made = text_class(native)
-    return made.__new__(made)
+        Raises:
+            ValueError: For `inputs_embeds` without `input_ids`, fewer visual tokens than registers
+                under `overlay`, packed sequences, or a cache that cannot hold two lengths.
+        """
+        features = dict(mm_encoder_outputs or {})
+        if self.language_model.victor.enabled:
+            if input_ids is None:
+                raise ValueError(
+                    "A Victor model cannot find the images in inputs_embeds."
+                    "\n  fix: pass input_ids, with pixel_values or mm_encoder_outputs"
+                )
+            if pixel_values is not None and features.get("image") is None:
+                names = ("vision_feature_layer", "vision_feature_select_strategy", "image_sizes")
+                chosen = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+                features["image"] = self.get_image_features(
+                    pixel_values, return_dict=True, **chosen
+                )
+                pixel_values = None
+            if features.get("image") is not None:
+                lengths = [len(feature) for feature in features["image"].pooler_output]
+                kwargs["images"] = self._images(input_ids, lengths)
+        return super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            mm_encoder_outputs=features or None,
+            **kwargs,
+        )
+
+    def _images(self, input_ids: Tensor, lengths: list[int]) -> Images:
+        """Find the placeholders of the images whose features arrive in this call."""
+        victor, visual = self.language_model.victor, input_ids == self.config.image_token_id
+        if int(visual.sum()) != sum(lengths):
+            raise ValueError(
+                f"Image features and image tokens do not match: {sum(lengths)} features for "
+                f"{int(visual.sum())} image tokens.\n  fix: one <image> in the text for every "
+                "picture, no truncation that cuts an image, and with prompt_lookup_num_tokens also "
+                f"suppress_tokens=[{self.config.image_token_id}]"
+            )
+        count = victor.registers.weight.shape[0]
+        if victor.positions == "overlay" and min(lengths) < count:
+            raise ValueError(
+                f"{count} registers cannot overlay an image of {min(lengths)} visual tokens."
+                "\n  fix: convert with --positions append, or with fewer --registers"
+            )
+        return find_images(visual, lengths)
 
 
 # ---- The folder ----------------------------------------------------------------------------------
@@ -940,8 +1019,6 @@ def settings_in(config: dict[str, Any]) -> dict[str, Any]:
 class VictorMixin:
     """A LLaVA with registers: processor, prompts, `input_ids` and output shapes stay the same.
 
-    Only the whole model looks for images: `model.model(...)` is the unconverted inner model.
-
     `config.victor` holds `registers`, `drop_layer`, `positions` (`overlay` or `append`),
     `adapter` (None, or `rank`, `alpha` and `layers`: `early` or `all`), and `deep` where registers
     have offsets.
@@ -965,9 +1042,41 @@ class VictorMixin:
             )
         self.loss_type = "ForConditionalGeneration"
         self.victor = Victor(settings, text.config.hidden_size, text.layers)
-        text.__class__ = text_class(type(text))
+        self.model.__class__ = mix(VictorModel, type(self.model))
+        text.__class__ = mix(VictorText, type(text))
         text.__dict__["victor"] = self.victor  # a plain reference: the state dict does not change
         self.init_weights()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, but leave `victor` where the text model holds it.
+
+        Raises:
+            ValueError: For a wrapped `victor`, which would train a copy that nobody asks.
+        """
+        if name == "victor" and not isinstance(value, Victor):
+            raise ValueError(
+                f"`victor` cannot be put into a {type(value).__name__}: the layers hold it itself."
+                "\n  fix: modules_to_save=['registers'], and requires_grad for low-rank updates"
+            )
+        super().__setattr__(name, value)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Put tensors into the model, as every module does.
+
+        Raises:
+            ValueError: For a base alone where what lacks is passed over: `Trainer` resumes so.
+        """
+        whole = any(name.endswith("embed_tokens.weight") for name in state_dict)
+        if whole and not strict and not any(name.startswith(PREFIX) for name in state_dict):
+            raise ValueError(
+                "This is a base without its registers, as Trainer finds when it resumes or takes "
+                "the best checkpoint: it reads model.safetensors alone."
+                "\n  fix: from_pretrained(checkpoint), without resume_from_checkpoint and "
+                "load_best_model_at_end"
+            )
+        return super().load_state_dict(state_dict, strict, assign)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Draw registers like token embeddings; fresh offsets and low-rank updates are zero."""
@@ -1037,7 +1146,7 @@ class VictorMixin:
             ValueError: If that would cut an image.
         """
         lengths = [len(feature) for feature in images.pooler_output]
-        visual = self._images(input_ids, lengths).visual
+        visual = self.model._images(input_ids, lengths).visual
         places = (visual.nonzero()[:, 1] // size).split(lengths)  # chunks that each image stands in
         if any(bool(place[0] != place[-1]) for place in places):
             raise ValueError(
@@ -1065,7 +1174,7 @@ class VictorMixin:
             )
         return super()._get_candidate_generator(model_kwargs=model_kwargs, **kwargs)
 
-    def forward(  # noqa: PLR0913 (the native signature)
+    def forward(  # noqa: PLR0913 (the native signature, which `generate` reads, and `cache`)
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
@@ -1086,32 +1195,7 @@ class VictorMixin:
 
         The cache is taken under both of its names, `past_key_values` and, since transformers 5.24,
         `cache`.
-
-        Raises:
-            ValueError: For `inputs_embeds` without `input_ids`, fewer visual tokens than registers
-                under `overlay`, packed sequences, or a cache that cannot hold two lengths.
         """
-        features = dict(mm_encoder_outputs or {})
-        if self.victor.enabled:
-            if input_ids is None:
-                raise ValueError(
-                    "A Victor model cannot find the images in inputs_embeds."
-                    "\n  fix: pass input_ids, with pixel_values or mm_encoder_outputs"
-                )
-            if pixel_values is not None and features.get("image") is None:
-                chosen = {
-                    "vision_feature_layer": vision_feature_layer,
-                    "vision_feature_select_strategy": vision_feature_select_strategy,
-                    "image_sizes": image_sizes,
-                }
-                chosen = {name: value for name, value in chosen.items() if value is not None}
-                features["image"] = self.model.get_image_features(
-                    pixel_values, return_dict=True, **chosen
-                )
-                pixel_values = None
-            if features.get("image") is not None:
-                lengths = [len(feature) for feature in features["image"].pooler_output]
-                kwargs["images"] = self._images(input_ids, lengths)
         return super().forward(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -1123,28 +1207,10 @@ class VictorMixin:
             labels=labels,
             logits_to_keep=logits_to_keep,
             image_sizes=image_sizes,
-            mm_encoder_outputs=features or None,
+            mm_encoder_outputs=mm_encoder_outputs,
             **{CACHE: past_key_values if cache is None else cache},
             **kwargs,
         )
-
-    def _images(self, input_ids: Tensor, lengths: list[int]) -> Images:
-        """Find the placeholders of the images whose features arrive in this call."""
-        visual = input_ids == self.config.image_token_id
-        if int(visual.sum()) != sum(lengths):
-            raise ValueError(
-                f"Image features and image tokens do not match: {sum(lengths)} features for "
-                f"{int(visual.sum())} image tokens.\n  fix: one <image> in the text for every "
-                "picture, no truncation that cuts an image, and with prompt_lookup_num_tokens also "
-                f"suppress_tokens=[{self.config.image_token_id}]"
-            )
-        count = self.victor.registers.weight.shape[0]
-        if self.victor.positions == "overlay" and min(lengths) < count:
-            raise ValueError(
-                f"{count} registers cannot overlay an image of {min(lengths)} visual tokens."
-                "\n  fix: convert with --positions append, or with fewer --registers"
-            )
-        return find_images(visual, lengths)
 
     @classmethod
     def from_pretrained(
@@ -1157,7 +1223,9 @@ class VictorMixin:
                 another shape.
         """
         if kwargs.get("config") is None:
-            settings_in(cls.config_class.get_config_dict(path, **kwargs)[0])
+            found, _ = cls.config_class.get_config_dict(path, **kwargs)
+            if found:  # nothing is where peft's adapter lies, which names its model's folder
+                settings_in(found)
         kwargs |= {"variant": VARIANT, "use_safetensors": True}
         kwargs["ignore_mismatched_sizes"] = True  # ours is the better error
         model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
@@ -1187,6 +1255,9 @@ class VictorMixin:
                 "save_pretrained(push_to_hub=True) would upload a folder without its registers."
                 "\n  fix: save_pretrained(folder), then hf upload REPO folder"
             )
+        if self._hf_peft_config_loaded:  # peft's adapter alone is saved, as everywhere
+            super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+            return
         folder = Path(save_directory)
         state = self.state_dict() if state_dict is None else state_dict
         own = {
@@ -1195,18 +1266,19 @@ class VictorMixin:
             if name.startswith(PREFIX)
         }
         own = {name: tensor.detach().contiguous().cpu() for name, tensor in own.items()}
-        base = {name: state[name] for name in state if not name.startswith(PREFIX)}
+        self._keys_to_ignore_on_save |= own.keys()  # also where a quantizer makes the state dict
         if is_main_process:  # from before, they would hide what takes their place
             (folder / BASE_WEIGHTS).unlink(missing_ok=True)
             (folder / BASE_INDEX).unlink(missing_ok=True)
         kwargs["variant"] = None
-        super().save_pretrained(folder, is_main_process, state_dict=base, **kwargs)
+        super().save_pretrained(folder, is_main_process, state_dict={**state}, **kwargs)
         if is_main_process:
             index = folder / BASE_INDEX  # written where there are several files
             shards = json.loads(index.read_text("utf-8"))["weight_map"] if index.exists() else {}
             save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
             write_indexes(folder, sorted(set(shards.values())) or [BASE_WEIGHTS])
-            write_config(folder, self.config.victor, self.native.__name__, type(self).__name__)
+            ours = type(self).__name__.removeprefix("FSDP")  # which sharding puts in front
+            write_config(folder, self.config.victor, self.native.__name__, ours)
             if Path(__file__).resolve() != (folder / Path(__file__).name).resolve():
                 shutil.copyfile(__file__, folder / Path(__file__).name)
 

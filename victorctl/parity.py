@@ -16,7 +16,7 @@ from victorctl.data.batches import to_model
 from victorctl.data.scenes import scene
 from victorctl.errors import CheckFailed, VictorError
 from victorctl.families import OTHER_BACKBONE, Family
-from victorctl.modeling_victor import VictorText, text_class
+from victorctl.modeling_victor import VictorText, mix
 
 WORDS = 24  # text tokens of the probe
 BEFORE = 4  # of them before the picture
@@ -100,7 +100,7 @@ def _run_whole_and_cut(text: nn.Module, hidden: Tensor, drop_layer: int) -> tupl
         "position_ids": torch.arange(hidden.shape[1], device=hidden.device)[None],
         "use_cache": False,
     }
-    text.__class__ = text_class(native)
+    text.__class__ = mix(VictorText, native)
     try:
         views = [
             VictorText.layer_slice(text, *ends) for ends in ((0, drop_layer), (drop_layer, count))

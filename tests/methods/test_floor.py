@@ -40,7 +40,7 @@ def model():
         for name, parameter in victor.named_parameters():
             if name.endswith(".up"):
                 torch.nn.init.normal_(parameter)
-    victor.load_state_dict(native.state_dict(), strict=False)
+    victor.load_state_dict(victor.state_dict() | native.state_dict())
     victor.generation_config = native.generation_config
     return victor
 

@@ -177,20 +177,27 @@ def test_only_the_main_process_writes(tmp_path):
     assert digests(tmp_path) == before
 
 
-def test_saving_does_not_push_half_a_folder(tmp_path):
-    with pytest.raises(ValueError, match=r"without its registers.\n  fix: .*hf upload"):
-        victor_llava().save_pretrained(tmp_path, push_to_hub=True)
-
-    assert not list(tmp_path.iterdir())
-
-
-def test_half_precision_survives_the_folder(tmp_path):
-    model = victor_llava(**ALL).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_survives_the_folder(dtype, tmp_path):
+    model = victor_llava(**ALL).to(dtype)
 
     loaded = VictorLlava.from_pretrained(victor_folder(tmp_path, model))
 
-    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+    assert loaded.config.dtype == dtype
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype)[6:]
+    for file in ("model.safetensors", "victor.safetensors"):
+        assert {tensor.dtype for tensor in load_file(tmp_path / file).values()} == {dtype}
+
+
+def test_a_folder_loads_in_another_number_format_and_says_so_when_saved(folder, tmp_path):
+    model = VictorLlava.from_pretrained(folder, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+    model.save_pretrained(tmp_path)
+
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    assert VictorLlava.from_pretrained(tmp_path).dtype == torch.bfloat16
 
 
 def test_float32_registers_leave_the_base_in_half_precision(tmp_path):

@@ -23,6 +23,7 @@ from tests.victor_models import (
     assert_close,
     ids,
     inputs,
+    masked_logits,
     shared,
     shared_native,
     victor_llava,
@@ -109,6 +110,23 @@ def test_hidden_states_and_attentions_of_a_batch_without_images_are_the_native_o
 
 
 @torch.no_grad()
+def test_hidden_states_and_attentions_with_registers_off_are_the_native_ones():
+    how = {"output_hidden_states": True, "output_attentions": True}
+    ours, native = victor_llava(**ALL), copy.deepcopy(shared_native(text="llama"))
+    for model in (ours, native):
+        model.set_attn_implementation("eager")
+
+    for _ in range(2):
+        with ours.registers_off():
+            one, other = ours(**inputs(*BATCH), **how), native(**inputs(*BATCH), **how)
+        assert one.keys() == other.keys()
+        for name in ("hidden_states", "attentions"):
+            assert len(one[name]) == len(other[name])
+            assert all(map(torch.equal, one[name], other[name]))
+        ours(**inputs(*BATCH), **how)  # leaves nothing behind
+
+
+@torch.no_grad()
 def test_eager_attention_gives_the_same_logits_and_one_attention_for_each_layer():
     model = victor_llava(**ALL)
     expected = model(**inputs(*BATCH)).logits
@@ -132,8 +150,43 @@ def test_logits_to_keep_counts_from_the_end_or_marks_what_is_wanted():
     marked[0, -1] = True
 
     assert torch.equal(model(**batch, logits_to_keep=3).logits, every[:, -3:])
+    chosen = torch.tensor([0, 33, 15])
+    assert torch.equal(model(**batch, logits_to_keep=chosen).logits, every[:, chosen])
     kept = model(**batch, logits_to_keep=marked).logits
     assert_close(kept.reshape(2, -1), every[marked])
+
+
+@torch.no_grad()
+def test_the_inner_model_is_one_with_registers_too():
+    # Trainers call it, and then the head where an answer stands.
+    model, batch = shared("llama", adapted=True), inputs(*BATCH)
+
+    output = model.model(**batch)
+    in_order = model.model(batch["input_ids"], batch["pixel_values"], batch["attention_mask"])
+
+    assert torch.equal(model.lm_head(output.last_hidden_state), model(**batch).logits)
+    assert torch.equal(in_order.last_hidden_state, output.last_hidden_state)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_the_loss_is_the_mean_over_the_labels_of_all_rows(side):
+    model, native = shared("llama", adapted=True), shared_native(text="llama")
+    batch = inputs("ab#cd", "#e#f", side=side)
+    mask = batch["attention_mask"]
+    asked = (batch["input_ids"] != IMAGE) & (mask == 1) & (mask.cumsum(dim=1) > 1)
+    found = []  # of b, c and d of the first row, e and f of the second: c, e and f follow images
+    for prompt, first in (("ab#cd", 0), ("#e#f", 1)):
+        tokens = ids(prompt)
+        logits = masked_logits(native, model.state_dict(), model.config.victor, prompt, first)
+        for column, token in enumerate(tokens[1:]):
+            if token != IMAGE:
+                found.append(-logits[column].log_softmax(-1)[token])
+
+    loss = model(**batch, labels=batch["input_ids"].masked_fill(~asked, -100)).loss
+
+    assert len(found) == 5
+    assert_close(loss, torch.stack(found).mean())
 
 
 @torch.no_grad()
@@ -277,24 +330,52 @@ def test_the_unconverted_model_runs_without_hooks():
     assert hooks() == 6 * 7 + 1
 
 
-@pytest.mark.parametrize("masters", [False, True], ids=["all", "float32 registers"])
-@torch.no_grad()
-def test_half_precision_runs_and_stays_near(masters):
-    model = victor_llava(**ALL)
-    expected = model(**inputs(*BATCH)).logits
-    model.bfloat16()
+def halved(model, dtype, *, masters=False):
+    """Cast a copy of the model, and the prompts' pictures, to half precision."""
+    model = copy.deepcopy(model).to(dtype)
     if masters:
         model.victor.float()
-    batch = inputs(*BATCH)
-    batch["pixel_values"] = batch["pixel_values"].bfloat16()
+    return model
 
-    logits = model(**batch).logits
+
+def half_inputs(dtype, *prompts, **how):
+    batch = inputs(*prompts, **how)
+    return {**batch, "pixel_values": batch["pixel_values"].to(dtype)}
+
+
+HALVES = [(torch.bfloat16, False), (torch.bfloat16, True), (torch.float16, False)]
+
+
+@pytest.mark.parametrize(("dtype", "masters"), HALVES)
+@torch.no_grad()
+def test_half_precision_runs_and_stays_near(dtype, masters):
+    model = shared("llama", adapted=True)
+    expected = model(**inputs(*BATCH)).logits
+    model, batch = halved(model, dtype, masters=masters), half_inputs(dtype, *BATCH)
+
+    output = model(**batch, output_hidden_states=True, use_cache=True)
     tokens = model.generate(**batch, max_new_tokens=3, suppress_tokens=[2, IMAGE])
 
-    assert logits.dtype == torch.bfloat16
-    similar = torch.nn.functional.cosine_similarity(logits[:, -2:].float(), expected[:, -2:], -1)
+    layers = output[CACHE].layers
+    parts = [output.logits, *output.hidden_states, *(layer.keys for layer in layers)]
+    assert {part.dtype for part in parts} == {dtype}
+    similar = torch.nn.functional.cosine_similarity(
+        output.logits[:, -2:].float(), expected[:, -2:], -1
+    )
     assert (similar > 0.95).all()
     assert tokens.shape == (2, LENGTH + 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_a_row_is_itself_in_half_precision_too(dtype):
+    model = halved(shared("llama", adapted=True), dtype)
+
+    batched = model(**half_inputs(dtype, *BATCH), logits_to_keep=1).logits[:, 0].float()
+
+    for row, prompt, first in zip(batched, BATCH, (0, 1), strict=True):
+        alone = model(**half_inputs(dtype, prompt, first=first)).logits[0, -1].float()
+        assert_close(row, alone, {torch.bfloat16: 0.1, torch.float16: 0.02}[dtype])
 
 
 def test_the_file_names_no_kind_of_device():

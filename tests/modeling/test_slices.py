@@ -9,7 +9,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModel
 
 from tests.backbones import SETTINGS
-from victorctl.modeling_victor import VictorText, text_class
+from victorctl.modeling_victor import VictorText, mix
 
 LAYERS, WIDTH = 6, 32
 SIZES = {
@@ -48,7 +48,7 @@ def whole_and_slices(name, cut, **more):
     mask[1, :3] = False
     whole = run(model, hidden, mask)
     names = list(model.state_dict())
-    model.__class__ = text_class(type(model))
+    model.__class__ = mix(VictorText, type(model))
     first, second = (model.layer_slice(*ends) for ends in ((0, cut), (cut, LAYERS)))
     pieces = run(second, run(first, hidden, mask), mask)
     assert list(model.state_dict()) == names
@@ -78,7 +78,7 @@ def test_a_backbone_whose_last_norm_has_another_name_is_not_sliced(name):
 @torch.no_grad()
 def test_a_slice_of_one_layer_is_that_layer_and_only_the_last_is_normed():
     model = backbone("llama")
-    model.__class__ = text_class(type(model))
+    model.__class__ = mix(VictorText, type(model))
     hidden = torch.randn(1, 6, WIDTH, generator=torch.Generator().manual_seed(5))
     taken = []
     model.layers[4].register_forward_hook(lambda module, given, output: taken.append(output))
@@ -99,7 +99,7 @@ def test_a_slice_of_one_layer_is_that_layer_and_only_the_last_is_normed():
 def test_a_slice_shares_every_parameter_and_is_of_the_native_class():
     model = backbone("llama")
     native = type(model)
-    model.__class__ = text_class(native)
+    model.__class__ = mix(VictorText, native)
 
     view = model.layer_slice(1, 3)
 
