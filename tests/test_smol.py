@@ -2,8 +2,7 @@
 
 Needs the folder that `python scripts/smol/build.py` writes where nothing else is asked for.
 
-Faults planted and caught: registers that also stand behind text; positions that start anew after
-the drop; a cache whose late layers keep the visual tokens' padding.
+A fault met on the way and caught: a processor that pads on the right.
 """
 
 from pathlib import Path
@@ -151,7 +150,7 @@ def test_the_trained_projector_lets_it_see(native, processor):
             is_right(text, [answer]) for text, (*_, answer) in zip(told, asked, strict=True)
         )
 
-    assert right[True] > len(asked) / 2 > right[False]
+    assert right[True] >= right[False] + len(asked) / 5
 
 
 def drawn(number):
