@@ -22,7 +22,6 @@ class Batch:
 
     Args:
         images: What the processor made of every picture, in reading order.
-        pictures: Pictures of each row [r].
         prefix: Tokens to the end of the first picture, padded on the left [r, p].
         prefix_mask: 1 for tokens [r, p].
         row: Row of each question [s].
@@ -33,7 +32,6 @@ class Batch:
     """
 
     images: dict[str, Tensor]
-    pictures: tuple[int, ...]
     prefix: Tensor
     prefix_mask: Tensor
     row: Tensor
@@ -93,7 +91,6 @@ def collate(rows: Sequence[EncodedRow], pad_id: int) -> Batch:
     digests = [_digest(row) for row in rows]
     return Batch(
         images=join_images([row.images for row in rows]),
-        pictures=tuple(len(row.images["pixel_values"]) for row in rows),
         prefix=prefix,
         prefix_mask=prefix_mask,
         row=torch.tensor([number for number, _ in pairs]),

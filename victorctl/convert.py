@@ -152,7 +152,7 @@ def _ask(plan: Plan, files: Files, run: Run) -> Evidence:
     with parity.native_model(
         folder, plan.family, dtype=dtype, device=device, attn=attention(run)
     ) as model:
-        parity.check_slices(model.model.language_model, plan.recipe.victor.drop_layer)
+        parity.check_slices(model.get_decoder(), plan.recipe.victor.drop_layer)
         known = has_processor(folder)
         pixels = parity.pictures(folder, 1) if known else parity.noise(model)
         inputs = parity.probe(model, pixels)

@@ -12,9 +12,8 @@ Source: Hinton et al. 2015, arXiv 1503.02531 (distillation); Romero et al. 2014,
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -65,6 +64,16 @@ class Early(NamedTuple):
         return cache
 
 
+class Features(NamedTuple):
+    """Visual tokens of a batch, every tensor a picture or a part of one [tokens, d].
+
+    Those that stand in the prefixes, row by row, and those after them, question by question.
+    """
+
+    first: list[Tensor]
+    later: list[Tensor]
+
+
 class Lesson(NamedTuple):
     """What the teacher gives for a batch.
 
@@ -91,7 +100,7 @@ class Distillation(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.settings, self.known = model, settings, known
-        self.text = model.model.language_model
+        self.text = model.get_decoder()
         self.lora = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
     def forward(self, batch: Batch) -> Losses:
@@ -121,7 +130,7 @@ class Distillation(nn.Module):
         total = total + settings.distill * distill + settings.hidden * hidden
         return Losses(total, cross_entropy, distill, hidden)
 
-    def _lesson(self, batch: Batch, features: list[Tensor]) -> Lesson:
+    def _lesson(self, batch: Batch, features: Features) -> Lesson:
         """Look up what the teacher said before, or else ask it."""
         if not self.settings.has_teacher:
             return Lesson()
@@ -135,11 +144,10 @@ class Distillation(nn.Module):
         return lesson
 
     @torch.no_grad()
-    def _features(self, batch: Batch) -> list[Tensor]:
-        """Run tower and projector; one tensor [visual tokens, d] a picture."""
-        return list(
-            self.model.model.get_image_features(**batch.images, return_dict=True).pooler_output
-        )
+    def _features(self, batch: Batch) -> Features:
+        """Run tower and projector, and say which of the features stand in prefixes."""
+        made = self.model.model.encode({**batch.images})["image"].pooler_output
+        return share_out(made, batch, self.model.config.image_token_id)
 
     def _embed(self, ids: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Embed tokens, features at the placeholders; the second result marks those."""
@@ -151,11 +159,10 @@ class Distillation(nn.Module):
             )
         return embeddings, visual
 
-    def _early(self, batch: Batch, features: list[Tensor]) -> Early:
+    def _early(self, batch: Batch, features: Features) -> Early:
         """Run the prefix through the layers that see visual tokens."""
-        firsts = _firsts(batch, features)
-        embeddings, _ = self._embed(batch.prefix, firsts)
-        images = self.model.model._images(batch.prefix, [len(feature) for feature in firsts])
+        embeddings, _ = self._embed(batch.prefix, features.first)
+        images = self.model.model.find_images(batch.prefix, {"image": features.first})
         valid = batch.prefix_mask.bool()
         start = valid.new_zeros(len(valid), dtype=torch.long)
         tokens = caller_tokens(valid, next_positions(start, valid), images)
@@ -174,16 +181,15 @@ class Distillation(nn.Module):
         return cache
 
     def _read_suffix(
-        self, batch: Batch, features: list[Tensor], cache: VictorCache
+        self, batch: Batch, features: Features, cache: VictorCache
     ) -> BaseModelOutputWithPast:
         """Read registers and questions after the prefix; states are [s, t, d]."""
         cache.batch_select_indices(batch.row)
-        others = _others(batch, features)
-        embeddings, visual = self._embed(batch.suffix, others)
+        embeddings, visual = self._embed(batch.suffix, features.later)
         opening = torch.arange(len(batch.row), device=visual.device)
         images = Images(visual, opening, torch.full_like(opening, -1))
-        if others:
-            later = self.model.model._images(batch.suffix, [len(feature) for feature in others])
+        if features.later:
+            later = self.model.model.find_images(batch.suffix, {"image": features.later})
             order = torch.cat([opening, later.row]).argsort(stable=True)
             images = Images(
                 visual,
@@ -213,7 +219,7 @@ class Distillation(nn.Module):
         return torch.stack([state[text] for state in output.hidden_states if state is not None])
 
     @torch.no_grad()
-    def _teach(self, batch: Batch, features: list[Tensor]) -> Lesson:
+    def _teach(self, batch: Batch, features: Features) -> Lesson:
         """Let the unconverted model answer, every layer seeing every visual token."""
         k, layers = self.text.victor.drop_layer, len(self.text.layers)
         with self._untouched(), self.model.registers_off():
@@ -222,7 +228,7 @@ class Distillation(nn.Module):
             self.text.run_slice(k, layers, early.hidden, tokens, cache)
             cache.record(early.hidden.shape[1], [tokens.valid, tokens.valid], tokens.position)
             cache.batch_select_indices(batch.row)
-            embeddings, _ = self._embed(batch.suffix, _others(batch, features))
+            embeddings, _ = self._embed(batch.suffix, features.later)
             valid = batch.suffix_mask.bool()
             output = self.text(
                 inputs_embeds=embeddings,
@@ -282,17 +288,30 @@ def unlikeness(states: Tensor, teacher: Tensor) -> Tensor:
     return 1 - functional.cosine_similarity(states.float(), teacher.float(), dim=-1).mean()
 
 
-def _firsts(batch: Batch, features: list[Tensor]) -> list[Tensor]:
-    """Features of each row's first picture."""
-    return [pictures[0] for pictures in _by_row(batch, features)]
+def share_out(features: Iterable[Tensor], batch: Batch, image: int) -> Features:
+    """Share features out by how many visual tokens prefixes and questions have.
 
-
-def _others(batch: Batch, features: list[Tensor]) -> list[Tensor]:
-    """Features of every question's further pictures."""
-    pictures = _by_row(batch, features)
-    return [feature for row in batch.row.tolist() for feature in pictures[row][1:]]
-
-
-def _by_row(batch: Batch, features: list[Tensor]) -> list[list[Tensor]]:
+    Args:
+        features: Of all pictures in reading order, some of which may be parts of one [tokens, d].
+        batch: Whose pictures they are of.
+        image: Token id of a placeholder.
+    """
     left = iter(features)
-    return [list(islice(left, count)) for count in batch.pictures]
+    in_prefix, in_suffix = (
+        (ids == image).sum(dim=1).tolist() for ids in (batch.prefix, batch.suffix)
+    )
+    rows = batch.row.tolist()
+    first, later = [], []
+    for row, count in enumerate(in_prefix):
+        first += _take(left, count)
+        later.append(_take(left, in_suffix[rows.index(row)]))
+    return Features(first, [feature for row in rows for feature in later[row]])
+
+
+def _take(left: Iterator[Tensor], count: int) -> list[Tensor]:
+    """Take so many visual tokens."""
+    taken = []
+    while count > 0:
+        taken.append(next(left))
+        count -= len(taken[-1])
+    return taken

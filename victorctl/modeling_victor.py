@@ -18,6 +18,7 @@ Source: Wen et al. 2024, arXiv 2410.14072, for registers and the drop; the rest 
 
 import copy
 import functools
+import inspect
 import json
 import shutil
 import threading
@@ -40,7 +41,7 @@ if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 23
     )
 
 from safetensors.torch import save_file
-from transformers import DynamicCache, LlavaForConditionalGeneration
+from transformers import DynamicCache
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
@@ -211,6 +212,7 @@ class Victor(nn.Module):
         self.positions: str = settings["positions"]
         self.enabled = True  # False: the unconverted model
         self.inserting = True  # False: the drop without registers
+        self.by_runs: tuple[str, ...] = ()  # modalities whose images are runs of placeholders
         self.reduce = drop_visual  # what happens to the sequence before layer `drop_layer`
         self.registers = Registers(settings["registers"], width)
         self.gates = [Gate() for _ in layers]
@@ -319,7 +321,7 @@ class Tokens:
 
 
 class Images(NamedTuple):
-    """The images that arrive in a call.
+    """The images that arrive in a call; a video is one, too.
 
     `visual` [b, n] marks their placeholders. `row` and `column` [images] say where each image ends;
     the registers follow there. A column of -1 means that the image ended just before this call.
@@ -329,18 +331,49 @@ class Images(NamedTuple):
     row: Tensor
     column: Tensor
 
+    def numbers(self) -> Tensor:
+        """Number, in reading order, of the image that every place belongs to or precedes [b, n]."""
+        place = torch.arange(self.visual.numel(), device=self.visual.device)
+        ends = self.row * self.visual.shape[1] + self.column
+        return torch.searchsorted(ends, place).view_as(self.visual)
 
-def find_images(visual: Tensor, lengths: list[int]) -> Images:
-    """Find where each image ends among its placeholders.
+    def shortest(self) -> int:
+        """Visual tokens of the image that has the fewest."""
+        return int(self.numbers()[self.visual].bincount().min())
+
+
+def find_images(visual: Tensor, ends: Tensor) -> Images:
+    """Place images and videos in a batch.
+
+    Args:
+        visual: True at their placeholders [b, n].
+        ends: Flat index of the last placeholder of each, in any order.
+    """
+    ends = ends.sort().values
+    return Images(visual, ends // visual.shape[1], ends % visual.shape[1])
+
+
+def ends_by_length(visual: Tensor, lengths: list[int]) -> Tensor:
+    """Find where images end among their placeholders [b, n], as flat indices.
 
     Args:
         visual: True at placeholders [b, n].
         lengths: Visual tokens of each image, in reading order; they tell adjacent images apart.
     """
-    flat = visual.flatten().nonzero().squeeze(1)
-    last = torch.tensor(lengths, device=flat.device).cumsum(0) - 1
-    ends = flat[last]
-    return Images(visual, ends // visual.shape[1], ends % visual.shape[1])
+    last = torch.tensor(lengths, device=visual.device).cumsum(0) - 1
+    return visual.flatten().nonzero().squeeze(1)[last]
+
+
+def ends_of_runs(visual: Tensor) -> Tensor:
+    """Find where runs of placeholders end that have nothing between [b, n], as flat indices."""
+    ends = visual.clone()
+    ends[:, :-1] &= ~visual[:, 1:]
+    return ends.flatten().nonzero().squeeze(1)
+
+
+def lengths_of(features: Iterable[Tensor]) -> list[int]:
+    """Count the visual tokens of what a projector has given, each [..., d]."""
+    return [feature[..., 0].numel() for feature in features]
 
 
 def valid_tokens(attention_mask: Tensor | None, hidden: Tensor) -> Tensor:
@@ -400,10 +433,8 @@ def caller_tokens(valid: Tensor, position: Tensor, images: Images | None) -> Tok
     nobody = torch.full_like(column, -1)
     kind, image = torch.zeros_like(column), nobody
     if images is not None:
-        place = torch.arange(valid.numel(), device=valid.device).view_as(valid)
-        ends = images.row * valid.shape[1] + images.column
         kind = images.visual.long()
-        image = torch.where(images.visual, torch.searchsorted(ends, place), nobody)
+        image = torch.where(images.visual, images.numbers(), nobody)
     return Tokens(kind, valid, position, torch.where(valid, column, nobody), nobody, image)
 
 
@@ -876,7 +907,33 @@ class VictorText(Mixed):
         return adopted
 
 
+def either_name(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a forward take the cache as `past_key_values` and, whatever the version, as `cache`."""
+
+    @functools.wraps(forward)
+    def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        given = [kwargs.pop(name) for name in ("cache", "past_key_values") if name in kwargs]
+        for cache in given:
+            kwargs[CACHE] = cache if kwargs.get(CACHE) is None else kwargs[CACHE]
+        return forward(self, *args, **kwargs)
+
+    return run
+
+
 # ---- The inner model ----------------------------------------------------------------------------
+
+
+class Modality(NamedTuple):
+    """What models call the pixels of a kind of input, and its placeholder in the configuration."""
+
+    pixels: str
+    token: str
+
+
+MODALITIES = {
+    "image": Modality("pixel_values", "image_token_id"),
+    "video": Modality("pixel_values_videos", "video_token_id"),
+}
 
 
 class VictorModel(Mixed):
@@ -885,64 +942,83 @@ class VictorModel(Mixed):
     Trainers call it by itself, to spend less memory on logits.
     """
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        mm_encoder_outputs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Any:
+    @either_name
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; arguments and outputs are those of the native class.
 
         Raises:
             ValueError: For `inputs_embeds` without `input_ids`, fewer visual tokens than registers
                 under `overlay`, packed sequences, or a cache that cannot hold two lengths.
         """
-        features = dict(mm_encoder_outputs or {})
-        if self.language_model.victor.enabled:
-            if input_ids is None:
+        names = list(inspect.signature(type(self).native.forward).parameters)[1:]
+        kwargs |= dict(zip(names, args, strict=False))
+        if self.get_decoder().victor.enabled:
+            if kwargs.get("input_ids") is None:
                 raise ValueError(
                     "A Victor model cannot find the images in inputs_embeds."
                     "\n  fix: pass input_ids, with pixel_values or mm_encoder_outputs"
                 )
-            if pixel_values is not None and features.get("image") is None:
-                names = ("vision_feature_layer", "vision_feature_select_strategy", "image_sizes")
-                chosen = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-                features["image"] = self.get_image_features(
-                    pixel_values, return_dict=True, **chosen
-                )
-                pixel_values = None
-            if features.get("image") is not None:
-                lengths = [len(feature) for feature in features["image"].pooler_output]
-                kwargs["images"] = self._images(input_ids, lengths)
-        return super().forward(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            mm_encoder_outputs=features or None,
-            **kwargs,
-        )
+            if made := self.encode(kwargs):
+                kwargs["mm_encoder_outputs"] = made
+                features = {name: each.pooler_output for name, each in made.items()}
+                kwargs["images"] = self.find_images(kwargs["input_ids"], features)
+        return super().forward(**kwargs)
 
-    def _images(self, input_ids: Tensor, lengths: list[int]) -> Images:
-        """Find the placeholders of the images whose features arrive in this call."""
-        victor, visual = self.language_model.victor, input_ids == self.config.image_token_id
-        if int(visual.sum()) != sum(lengths):
-            raise ValueError(
-                f"Image features and image tokens do not match: {sum(lengths)} features for "
-                f"{int(visual.sum())} image tokens.\n  fix: one <image> in the text for every "
-                "picture, no truncation that cuts an image, and with prompt_lookup_num_tokens also "
-                f"suppress_tokens=[{self.config.image_token_id}]"
-            )
+    def encode(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Make features of pixels, by modality; those that came as features already stay.
+
+        Args:
+            given: Arguments of a call, from which pixels are taken.
+        """
+        features = {**(given.get("mm_encoder_outputs") or {})}
+        for name, modality in MODALITIES.items():
+            if given.get(modality.pixels) is not None and len(given[modality.pixels]) > 0:
+                encode = getattr(self, f"get_{name}_features")
+                takes = inspect.signature(encode).parameters.keys() & given.keys() - {"kwargs"}
+                chosen = {key: given[key] for key in takes if given[key] is not None}
+                features[name] = encode(**chosen, return_dict=True)
+        for modality in MODALITIES.values():
+            given.pop(modality.pixels, None)
+        return {name: made for name, made in features.items() if made is not None}
+
+    def find_images(self, input_ids: Tensor, features: Mapping[str, Iterable[Tensor]]) -> Images:
+        """Find the placeholders of the images and videos whose features arrive in this call.
+
+        Args:
+            input_ids: Of the call [b, n].
+            features: By modality, each [..., d].
+
+        Raises:
+            ValueError: If there are more or fewer, or under `overlay` fewer than registers.
+        """
+        victor, ends = self.get_decoder().victor, []
+        found = torch.zeros_like(input_ids, dtype=torch.bool)
+        for name, own in features.items():
+            visual = input_ids == getattr(self.config, MODALITIES[name].token)
+            lengths = lengths_of(own)
+            if int(visual.sum()) != sum(lengths):
+                raise ValueError(self._mismatch(name, sum(lengths), int(visual.sum())))
+            by_runs = name in victor.by_runs
+            ends.append(ends_of_runs(visual) if by_runs else ends_by_length(visual, lengths))
+            found |= visual
+        images = find_images(found, torch.cat(ends))
         count = victor.registers.weight.shape[0]
-        if victor.positions == "overlay" and min(lengths) < count:
+        if victor.positions == "overlay" and images.shortest() < count:
             raise ValueError(
-                f"{count} registers cannot overlay an image of {min(lengths)} visual tokens."
+                f"{count} registers cannot overlay an image of {images.shortest()} visual tokens."
                 "\n  fix: convert with --positions append, or with fewer --registers"
             )
-        return find_images(visual, lengths)
+        return images
+
+    def _mismatch(self, modality: str, features: int, tokens: int) -> str:
+        token = getattr(self.config, MODALITIES[modality].token)
+        thing = {"image": "picture", "video": "video"}[modality]
+        return (
+            f"{modality.title()} features and {modality} tokens do not match: {features} features "
+            f"for {tokens} {modality} tokens.\n  fix: one <{modality}> in the text for every "
+            f"{thing}, no truncation that cuts an image, and with prompt_lookup_num_tokens also "
+            f"suppress_tokens=[{token}]"
+        )
 
 
 # ---- The folder ----------------------------------------------------------------------------------
@@ -1030,10 +1106,11 @@ class VictorMixin:
     _supports_flash_attn = False
     _can_compile_fullgraph = False
     native: type[nn.Module]
+    by_runs: tuple[str, ...] = ()
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        text, settings = self.model.language_model, settings_in(vars(config))
+        text, settings = self.get_decoder(), settings_in(vars(config))
         if not 1 <= settings["drop_layer"] < len(text.layers):
             raise ValueError(
                 f"drop_layer is {settings['drop_layer']}, and the text model has "
@@ -1042,6 +1119,7 @@ class VictorMixin:
             )
         self.loss_type = "ForConditionalGeneration"
         self.victor = Victor(settings, text.config.hidden_size, text.layers)
+        self.victor.by_runs = self.by_runs
         self.model.__class__ = mix(VictorModel, type(self.model))
         text.__class__ = mix(VictorText, type(text))
         text.__dict__["victor"] = self.victor  # a plain reference: the state dict does not change
@@ -1081,7 +1159,7 @@ class VictorMixin:
     def _init_weights(self, module: nn.Module) -> None:
         """Draw registers like token embeddings; fresh offsets and low-rank updates are zero."""
         if isinstance(module, Registers):
-            nn.init.normal_(module.weight, std=self.config.text_config.initializer_range)
+            nn.init.normal_(module.weight, std=self.config.get_text_config().initializer_range)
         elif isinstance(module, Offset):
             nn.init.zeros_(module.weight)
         elif isinstance(module, LowRank):
@@ -1104,13 +1182,13 @@ class VictorMixin:
     def registers_off(self) -> Iterator[None]:
         """Be the unconverted model for a while, in every thread: no registers, nothing dropped."""
         before, self.victor.enabled = self.victor.enabled, False
-        self.victor.detach(self.model.language_model.layers)
+        self.victor.detach(self.get_decoder().layers)
         try:
             yield
         finally:
             self.victor.enabled = before
             if before:
-                self.victor.attach(self.model.language_model.layers)
+                self.victor.attach(self.get_decoder().layers)
 
     def _prefill(
         self,
@@ -1121,44 +1199,56 @@ class VictorMixin:
     ) -> Any:
         """Read the prompt, in chunks if so asked, each with the features of its own images."""
         size, cache = generation_config.prefill_chunk_size, model_kwargs.get(CACHE)
-        images = (model_kwargs.get("mm_encoder_outputs") or {}).get("image")
-        ours = is_first_iteration and self.victor.enabled
-        if not ours or None in (size, cache, images):
+        made = model_kwargs.get("mm_encoder_outputs") or {}
+        made = {name: each for name, each in made.items() if each is not None}
+        ours = is_first_iteration and self.victor.enabled and made
+        if not ours or None in (size, cache):
             return super()._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)
         mask = model_kwargs.get("attention_mask")
         covered = generation_config._mask_length if mask is None else mask.shape[1]
         if covered == input_ids.shape[1]:  # else these are the new tokens alone
             input_ids = input_ids[:, cache.get_seq_length() :]
+        self._check_chunks(input_ids, made, size)
         whole = copy.copy(generation_config)
         whole.prefill_chunk_size = None
-        for chunk, own in self._chunks(input_ids, images, size):
-            given = {**model_kwargs, "mm_encoder_outputs": {"image": own}}
+        for number, chunk in enumerate(input_ids.split(size, dim=1)):
+            own = {
+                name: self._chunk(input_ids, name, each, size, number)
+                for name, each in made.items()
+            }
+            given = {**model_kwargs, "mm_encoder_outputs": own}
             for name in ("attention_mask", "position_ids"):
                 if given.get(name) is not None:
                     given[name] = given[name][:, : cache.get_seq_length() + chunk.shape[1]]
             output = super()._prefill(chunk, whole, given)
         return output
 
-    def _chunks(self, input_ids: Tensor, images: Any, size: int) -> list[tuple[Tensor, Any]]:
-        """Cut a prompt into chunks of so many columns, each with the features of its own images.
+    def _check_chunks(self, input_ids: Tensor, made: Mapping[str, Any], size: int) -> None:
+        """Refuse to cut a prompt into chunks of so many columns.
 
         Raises:
             ValueError: If that would cut an image.
         """
-        lengths = [len(feature) for feature in images.pooler_output]
-        visual = self.model._images(input_ids, lengths).visual
-        places = (visual.nonzero()[:, 1] // size).split(lengths)  # chunks that each image stands in
-        if any(bool(place[0] != place[-1]) for place in places):
+        features = {name: each.pooler_output for name, each in made.items()}
+        images = self.model.find_images(input_ids, features)
+        chunk = images.visual.nonzero()[:, 1] // size  # of every placeholder
+        number = images.numbers()[images.visual]
+        if bool((chunk != (images.column // size)[number]).any()):
             raise ValueError(
                 f"prefill_chunk_size {size} cuts an image, whose registers follow its end."
                 "\n  fix: leave prefill_chunk_size out, or let chunks end between images"
             )
-        chunks = []
-        for number, chunk in enumerate(input_ids.split(size, dim=1)):
-            features = zip(images.pooler_output, places, strict=True)
-            own = [feature for feature, place in features if place[0] == number]
-            chunks.append((chunk, type(images)(pooler_output=own) if own else None))
-        return chunks
+
+    def _chunk(self, input_ids: Tensor, name: str, made: Any, size: int, number: int) -> Any:
+        """Take the features of one modality that stand in a chunk of the prompt; None for none."""
+        visual = input_ids == getattr(self.config, MODALITIES[name].token)
+        places = (visual.nonzero()[:, 1] // size).split(lengths_of(made.pooler_output))
+        stands = [bool(place[0] == number) for place in places]
+        own = [one for one, here in zip(made.pooler_output, stands, strict=True) if here]
+        if not own:
+            return None
+        one_tensor = isinstance(made.pooler_output, Tensor)
+        return type(made)(pooler_output=torch.stack(own) if one_tensor else own)
 
     def _get_candidate_generator(self, *, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
         """Let tokens be guessed ahead, unless transformers would read what is cached once more.
@@ -1173,44 +1263,6 @@ class VictorMixin:
                 f"\n  fix: leave out {CACHE}, or prompt_lookup_num_tokens and assistant_model"
             )
         return super()._get_candidate_generator(model_kwargs=model_kwargs, **kwargs)
-
-    def forward(  # noqa: PLR0913 (the native signature, which `generate` reads, and `cache`)
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        inputs_embeds: Tensor | None = None,
-        vision_feature_layer: int | list[int] | None = None,
-        vision_feature_select_strategy: str | None = None,
-        labels: Tensor | None = None,
-        logits_to_keep: int | Tensor = 0,
-        image_sizes: Tensor | None = None,
-        mm_encoder_outputs: dict[str, Any] | None = None,
-        cache: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Run the model; arguments and outputs are those of the native class.
-
-        The cache is taken under both of its names, `past_key_values` and, since transformers 5.24,
-        `cache`.
-        """
-        return super().forward(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            vision_feature_layer=vision_feature_layer,
-            vision_feature_select_strategy=vision_feature_select_strategy,
-            labels=labels,
-            logits_to_keep=logits_to_keep,
-            image_sizes=image_sizes,
-            mm_encoder_outputs=mm_encoder_outputs,
-            **{CACHE: past_key_values if cache is None else cache},
-            **kwargs,
-        )
 
     @classmethod
     def from_pretrained(
@@ -1234,7 +1286,7 @@ class VictorMixin:
             raise ValueError(
                 f"{path} does not hold this model: {wrong}\n  fix: convert or download it again"
             )
-        model.victor.attach(model.model.language_model.layers)
+        model.victor.attach(model.get_decoder().layers)
         return (model, info) if output_loading_info else model
 
     def save_pretrained(
@@ -1283,15 +1335,50 @@ class VictorMixin:
                 shutil.copyfile(__file__, folder / Path(__file__).name)
 
 
-class VictorLlava(VictorMixin, LlavaForConditionalGeneration):
-    """LLaVA with registers (`model_type` llava)."""
+class Family(NamedTuple):
+    """What is special about the models of one native class."""
 
-    native = LlavaForConditionalGeneration
+    native: str
+    by_runs: tuple[str, ...] = ()
+    """Modalities of which a run of placeholders is one image: their features are parts of it."""
 
 
-for _class in (VictorLlava,):
-    register_checkpoint_conversion_mapping(
-        _class.__name__,
-        get_checkpoint_conversion_mapping(_class.config_class.model_type),
-        overwrite=True,
-    )
+FAMILIES = {
+    "VictorLlava": Family("LlavaForConditionalGeneration"),
+    "VictorVipLlava": Family("VipLlavaForConditionalGeneration"),
+    "VictorLlavaNext": Family("LlavaNextForConditionalGeneration"),
+    "VictorLlavaNextVideo": Family("LlavaNextVideoForConditionalGeneration"),
+    "VictorLlavaOnevision": Family("LlavaOnevisionForConditionalGeneration"),
+    "VictorVideoLlava": Family("VideoLlavaForConditionalGeneration", by_runs=("video",)),
+    "VictorFastVlm": Family("FastVlmForConditionalGeneration"),
+    "VictorGotOcr2": Family("GotOcr2ForConditionalGeneration", by_runs=("image",)),
+    "VictorInternVL": Family("InternVLForConditionalGeneration", by_runs=("image",)),
+    "VictorMistral3": Family("Mistral3ForConditionalGeneration"),
+    "VictorAyaVision": Family("AyaVisionForConditionalGeneration", by_runs=("image",)),
+    "VictorCohere2Vision": Family("Cohere2VisionForConditionalGeneration", by_runs=("image",)),
+    "VictorPerceptionLM": Family(
+        "PerceptionLMForConditionalGeneration", by_runs=("image", "video")
+    ),
+    "VictorIdefics3": Family("Idefics3ForConditionalGeneration", by_runs=("image",)),
+    "VictorSmolVLM": Family("SmolVLMForConditionalGeneration", by_runs=("image",)),
+}
+"""By the name of the class in this file."""
+
+
+def __getattr__(name: str) -> type[VictorMixin]:
+    """Make the class of a family when it is first asked for: only its native module is imported."""
+    if name not in FAMILIES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    native = getattr(transformers, FAMILIES[name].native)
+    own = {
+        "__module__": __name__,
+        "__doc__": f"{native.__name__} with registers.",
+        "native": native,
+        "forward": either_name(native.forward),
+        "by_runs": FAMILIES[name].by_runs,
+    }
+    made = globals()[name] = type(name, (VictorMixin, native), own)
+    mapping = get_checkpoint_conversion_mapping(native.config_class.model_type)
+    if mapping is not None:  # else names in files are those in memory
+        register_checkpoint_conversion_mapping(name, mapping, overwrite=True)
+    return made

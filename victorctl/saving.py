@@ -66,7 +66,7 @@ def _changes(source: Path, network: PreTrainedModel) -> Changes:
         if "language_model" in name and ".layers." in name
     }
     changes = defaultdict(dict)
-    for module_name, module in network.model.language_model.named_modules():
+    for module_name, module in network.get_decoder().named_modules():
         if isinstance(module, LoraLayer):
             file, name = stored[f"{module_name}.weight"]
             changes[file][name] = partial(_merge, module)

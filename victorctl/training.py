@@ -99,7 +99,7 @@ def choose_parameters(model: PreTrainedModel, settings: TrainSection) -> dict[st
         Name to parameter.
     """
     model.requires_grad_(False)
-    text, victor = model.model.language_model, model.victor
+    text, victor = model.get_decoder(), model.victor
     alpha = settings.rank if settings.alpha is None else settings.alpha
     if settings.rung == "deep":
         _deepen(model)
@@ -137,7 +137,7 @@ def _deepen(model: PreTrainedModel) -> None:
             "deep adds offsets before the layers from 1 to drop_layer - 1, and drop_layer is 1",
             fix="use --train registers, or convert with --drop-layer 2 or more",
         )
-    model.victor.deepen(model.model.language_model.layers)
+    model.victor.deepen(model.get_decoder().layers)
     _begin(model, model.victor.offsets)
     model.config.victor = {**model.config.victor, "deep": True}
 
@@ -164,7 +164,7 @@ def _adapt(model: PreTrainedModel, wanted: dict[str, Any]) -> None:
         )
     if has:
         return
-    model.victor.adapt(model.model.language_model.layers, wanted)
+    model.victor.adapt(model.get_decoder().layers, wanted)
     _begin(model, model.victor.adapters)
     model.config.victor = {**model.config.victor, "adapter": wanted}
 

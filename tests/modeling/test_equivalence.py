@@ -210,7 +210,7 @@ def test_every_token_knows_its_place(positions, expected):
     # "a#b" beside "c", which is padded on the left by 17, and by 2 more where it has no registers.
     text = victor_llava(registers=2, positions=positions).model.language_model
     batch = inputs("a#b", "c")
-    images = find_images(batch["input_ids"] == IMAGE, [16])
+    images = find_images(batch["input_ids"] == IMAGE, torch.tensor([16]))
 
     hidden, tokens = text.arrange(
         torch.zeros(2, 18, 32), batch["attention_mask"], None, None, images
