@@ -68,11 +68,9 @@ def stored(name: str) -> dict[str, Any]:
 
 
 def studies(model: str) -> Iterator[str]:
-    """Show what was run of a model's studies; `init` is what came before `positions`."""
+    """Show what was run of a model's studies."""
     if file_of(f"{model}-positions").exists():
         yield starts(stored(f"{model}-positions")["runs"])
-    elif file_of(f"{model}-init").exists():
-        yield inits(stored(f"{model}-init")["runs"])
     if file_of(f"{model}-registers-study").exists():
         yield alone(stored(f"{model}-registers-study")["runs"])
 
@@ -209,20 +207,6 @@ def alone(runs: list[dict[str, Any]]) -> str:
         f"One change at a time, and some together, on {runs[0]['eval']['questions']:,} questions:"
     )
     return f"{opening}\n\n{table(head, rows)}\n\n{picture}"
-
-
-def inits(runs: list[dict[str, Any]]) -> str:
-    head = ("first registers drawn like", "rung", "seed", "first loss", "last loss", "kept")
-    told = {"visual": "visual tokens", "embeddings": "token embeddings"}
-    rows = [
-        (
-            *(f"{told[run['init']]} (`--init {run['init']}`)", f"`{run['rung']}`"),
-            *(str(run["seed"]), f"{run['loss']['first']:.2f}", f"{run['loss']['last']:.3f}"),
-            percent(run["kept"]),
-        )
-        for run in sorted(runs, key=lambda run: (run["rung"], run["seed"]))
-    ]
-    return f"After {runs[0]['steps']} steps, on 1,000 questions:\n\n{table(head, rows)}"
 
 
 def backbones() -> str:
