@@ -9,13 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from tests.converting import run
+from tests import families
 from tests.tiny import tiny_model, tiny_processor
-from tests.victor_models import ADAPTER
-from victorctl.modeling_victor import VictorLlava
 
 WINDOW = {"sliding_window": 7}  # smaller than an image and than what is generated
 
@@ -54,26 +49,11 @@ SETTINGS = {
 
 
 def make(place: Path, text: str) -> Path:
-    """Write `source`, a LLaVA on this backbone, and `victor`, it converted and as if trained."""
-    tiny_model(text=text, **SETTINGS[text]).save_pretrained(place / "source")
+    """Write the case of a LLaVA on this backbone."""
+    model = tiny_model(text=text, **SETTINGS[text])
     tiny_processor().save_pretrained(place / "source")
-    run(place / "source", place / "converted", flags={"victor.registers": 3})
-    adapt(place / "converted").save_pretrained(place / "victor")
-    return place
-
-
-def adapt(folder: Path) -> VictorLlava:
-    """Load a converted model and give it adapters and offsets that are not zero."""
-    model = VictorLlava.from_pretrained(folder)
-    model.victor.deepen(model.model.language_model.layers)
-    model.victor.adapt(model.model.language_model.layers, ADAPTER)
-    model.config.victor = {**model.config.victor, "adapter": ADAPTER, "deep": True}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        for part in (model.victor.offsets, model.victor.adapters):
-            for parameter in part.parameters():
-                nn.init.normal_(parameter, std=0.2)
-    return model
+    model.save_pretrained(place / "source")
+    return families.convert(place, model, "llava")
 
 
 if __name__ == "__main__":

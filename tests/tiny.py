@@ -20,6 +20,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
@@ -34,6 +35,30 @@ WORDS = tuple(
     "small first second same different look at describe please color which do you see both "
     "these round tall near far old new fast slow warm cold soft hard long short".split()
 )
+
+TEXT = {  # of a tiny text model
+    "vocab_size": len(SPECIAL) + len(WORDS),
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+TOWER = {  # of a tiny vision tower
+    "model_type": "clip_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+    "projection_dim": 32,
+}
 
 # As in llava-hf/llava-1.5-7b-hf: pictures first, then the texts; nothing ends an answer.
 TEMPLATE = (
@@ -83,36 +108,15 @@ def tiny_model(
 ) -> LlavaForConditionalGeneration:
     """Build the model of `tiny_llava` in memory, in eval mode; `more` goes to the backbone."""
     config = LlavaConfig(
-        text_config=CONFIG_MAPPING[text](
-            vocab_size=len(_vocabulary()),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            max_position_embeddings=512,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-            **more,
-        ),
-        vision_config=CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            image_size=32,
-            patch_size=8,
-            projection_dim=32,
-        ),
+        text_config=CONFIG_MAPPING[text](**{**TEXT, "num_hidden_layers": layers, **more}),
+        vision_config=CLIPVisionConfig(**TOWER),
         image_token_index=SPECIAL.index("<image>"),
         image_seq_length=VISUAL_TOKENS,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlavaForConditionalGeneration(config).eval()
-        _spread_weights(model)
+        spread_weights(model)
     model.generation_config = GenerationConfig(pad_token_id=0, bos_token_id=1, eos_token_id=2)
     return model
 
@@ -227,7 +231,7 @@ def _vocabulary() -> dict[str, int]:
 
 
 @torch.no_grad()
-def _spread_weights(model: LlavaForConditionalGeneration) -> None:
+def spread_weights(model: PreTrainedModel) -> None:
     """Make every part matter: norms are not one, biases not zero, logits depend on pictures."""
     for parameter in model.parameters():
         noise = torch.randn_like(parameter)

@@ -17,20 +17,90 @@ class Family:
     """Class in transformers."""
     ours: str
     """Class in `modeling_victor.py`."""
-    placeholder: str
-    """Key in `config.json` of the token that stands for visual tokens."""
     remarks: str
     """What a user should know, in one line."""
 
 
 FAMILIES = (
     Family(
-        model_type="llava",
-        native="LlavaForConditionalGeneration",
-        ours="VictorLlava",
-        placeholder="image_token_index",
-        remarks="LLaVA 1.5 and its kin, any vision tower of transformers; such as "
-        "llava-hf/llava-1.5-7b-hf",
+        "llava",
+        "LlavaForConditionalGeneration",
+        "VictorLlava",
+        "LLaVA 1.5 and its kin (BakLLaVA, interleave, LLaVA-Med), any vision tower of "
+        "transformers; such as llava-hf/llava-1.5-7b-hf",
+    ),
+    Family(
+        "vipllava",
+        "VipLlavaForConditionalGeneration",
+        "VictorVipLlava",
+        "features of several layers of the tower",
+    ),
+    Family(
+        "llava_next",
+        "LlavaNextForConditionalGeneration",
+        "VictorLlavaNext",
+        "LLaVA 1.6: pictures of any size, in tiles; such as llava-hf/llava-v1.6-mistral-7b-hf",
+    ),
+    Family(
+        "llava_next_video",
+        "LlavaNextVideoForConditionalGeneration",
+        "VictorLlavaNextVideo",
+        "pictures and videos",
+    ),
+    Family(
+        "llava_onevision",
+        "LlavaOnevisionForConditionalGeneration",
+        "VictorLlavaOnevision",
+        "pictures of any size, several pictures, videos; such as "
+        "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+    ),
+    Family(
+        "video_llava",
+        "VideoLlavaForConditionalGeneration",
+        "VictorVideoLlava",
+        "pictures and videos; videos with nothing between them count as one",
+    ),
+    Family(
+        "aya_vision",
+        "AyaVisionForConditionalGeneration",
+        "VictorAyaVision",
+        "registers for every tile",
+    ),
+    Family(
+        "cohere2_vision",
+        "Cohere2VisionForConditionalGeneration",
+        "VictorCohere2Vision",
+        "registers for every tile",
+    ),
+    Family(
+        "got_ocr2",
+        "GotOcr2ForConditionalGeneration",
+        "VictorGotOcr2",
+        "one set of registers for all tiles of a picture",
+    ),
+    Family(
+        "idefics3",
+        "Idefics3ForConditionalGeneration",
+        "VictorIdefics3",
+        "registers for every tile",
+    ),
+    Family(
+        "internvl",
+        "InternVLForConditionalGeneration",
+        "VictorInternVL",
+        "one set of registers for all tiles of a picture",
+    ),
+    Family(
+        "mistral3",
+        "Mistral3ForConditionalGeneration",
+        "VictorMistral3",
+        "pictures of any size; the tokens that end their rows stay",
+    ),
+    Family(
+        "smolvlm",
+        "SmolVLMForConditionalGeneration",
+        "VictorSmolVLM",
+        "registers for every tile",
     ),
 )
 
@@ -155,7 +225,6 @@ def describe() -> dict[str, list[dict[str, str]]]:
                 "family": family.model_type,
                 "class": family.native,
                 "becomes": family.ours,
-                "placeholder": family.placeholder,
                 "remarks": family.remarks,
             }
             for family in FAMILIES

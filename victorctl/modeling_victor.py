@@ -1373,15 +1373,11 @@ FAMILIES = {
     "VictorLlavaNextVideo": Family("LlavaNextVideoForConditionalGeneration"),
     "VictorLlavaOnevision": Family("LlavaOnevisionForConditionalGeneration"),
     "VictorVideoLlava": Family("VideoLlavaForConditionalGeneration", by_runs=("video",)),
-    "VictorFastVlm": Family("FastVlmForConditionalGeneration"),
     "VictorGotOcr2": Family("GotOcr2ForConditionalGeneration", by_runs=("image",)),
     "VictorInternVL": Family("InternVLForConditionalGeneration", by_runs=("image",)),
     "VictorMistral3": Family("Mistral3ForConditionalGeneration"),
     "VictorAyaVision": Family("AyaVisionForConditionalGeneration", by_runs=("image",)),
     "VictorCohere2Vision": Family("Cohere2VisionForConditionalGeneration", by_runs=("image",)),
-    "VictorPerceptionLM": Family(
-        "PerceptionLMForConditionalGeneration", by_runs=("image", "video")
-    ),
     "VictorIdefics3": Family("Idefics3ForConditionalGeneration", by_runs=("image",)),
     "VictorSmolVLM": Family("SmolVLMForConditionalGeneration", by_runs=("image",)),
 }

@@ -1,7 +1,8 @@
 """Proof that a conversion changes nothing, and what the source model says about its own states."""
 
 import gc
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from victorctl.checkpoint import load_processor, quiet_loading
 from victorctl.data.batches import to_model
@@ -122,14 +124,29 @@ def pictures(folder: Path, count: int) -> dict[str, Tensor]:
 
 def noise(model: nn.Module) -> dict[str, Tensor]:
     """Make a picture for a model that comes without a processor."""
-    vision = model.config.vision_config
-    sizes = (1, getattr(vision, "num_channels", 3), vision.image_size, vision.image_size)
-    return {"pixel_values": torch.randn(sizes, generator=torch.Generator().manual_seed(0))}
+    config, vision = model.config, model.config.vision_config
+    size = vision.image_size
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    sizes = [1, getattr(vision, "num_channels", 3), height, width]
+    if grid := getattr(config, "image_grid_pinpoints", None):  # tiles of one picture
+        sizes.insert(1, image_size_to_num_patches([height, width], grid, height))
+    elif "pixel_attention_mask" in inspect.signature(model.forward).parameters:  # samples first
+        sizes.insert(0, 1)
+    pixels = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
+    made = {"pixel_values": pixels, "image_sizes": torch.tensor([[height, width]])}
+    return {name: made[name] for name in taken(model.get_image_features, made)}
+
+
+def taken(function: Callable[..., object], offered: Mapping[str, object]) -> list[str]:
+    """Name those of the offered arguments that a function has."""
+    known = inspect.signature(function).parameters
+    return [name for name in offered if name in known]
 
 
 def visual_tokens(model: nn.Module, pixels: Mapping[str, Tensor]) -> list[Tensor]:
-    """Run vision tower and projector: visual tokens [count, width] of every picture."""
-    return list(model.get_image_features(**to_model(pixels, model)).pooler_output)
+    """Run vision tower and projector: visual tokens [count, width] of every picture or tile."""
+    given = {name: pixels[name] for name in taken(model.get_image_features, pixels)}
+    return list(model.get_image_features(**to_model(given, model), return_dict=True).pooler_output)
 
 
 def probe(model: nn.Module, pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -143,9 +160,10 @@ def probe(model: nn.Module, pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
     vocabulary = model.config.get_text_config().vocab_size
     words = torch.randint(vocabulary, (WORDS,), generator=torch.Generator().manual_seed(0))
     words[words == image] = (image + 1) % vocabulary
-    visual = torch.full((len(visual_tokens(model, pixels)[0]),), image)
-    ids = torch.cat([words[:BEFORE], visual, words[BEFORE:]])[None]  # [1, words + visual tokens]
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
+    count = sum(len(part) for part in visual_tokens(model, pixels))
+    ids = torch.cat([words[:BEFORE], torch.full((count,), image), words[BEFORE:]])[None]
+    shown = {name: pixels[name] for name in taken(model.forward, pixels)}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **shown}  # [1, tokens]
 
 
 def logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:

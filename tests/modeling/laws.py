@@ -1,9 +1,10 @@
-"""The laws: what holds for a Victor folder on any backbone, with torch and transformers alone.
+"""The laws: what holds for a Victor folder of any family, on any backbone.
 
     python -I -W error tests/modeling/laws.py PLACE ...
 
-A place holds `source`, a LLaVA as small as those of `tests/tiny.py`, and `victor`, the same model
-converted, with adapters and offsets. Nothing of ours is imported: the folder brings its own code.
+A place holds `source`, a tiny model, `victor`, the same model converted, with adapters and offsets,
+and `pictures.safetensors`: for every picture and video what the model takes for it, and how it is
+spelled. Nothing of ours is imported: the folder brings its own code.
 
 Faults planted and caught: layer types not cut; every slice normed; a cache window that shows the
 first layers; late layers behind the early mask; adapters at every row; adapters at a row of text;
@@ -12,6 +13,7 @@ embeddings; an image answers with its first register; late padding attended; a s
 window; registers that stay on; offsets left out; the base changed when it is saved.
 """
 
+import itertools
 import re
 import sys
 import tempfile
@@ -27,7 +29,10 @@ from torch.nn import functional
 from transformers import AutoModelForImageTextToText
 
 CLOSE = 3e-5  # of the largest value: what single precision leaves after six layers
-PROMPTS = ("ab#cd", "abc", "#a#bcde", "ab##c", "#")  # a letter is a word, `#` an image
+PROMPTS = ("ab#cd", "abc", "#a#bcde", "ab##c", "#")  # a letter is a word, `#` a picture
+WITH_VIDEOS = ("a%b", "#c%d", "abc", "e%#")  # and `%` a video
+SIGNS = {"#": "image", "%": "video"}
+ONE_SAMPLE = ("idefics3", "smolvlm")  # pictures have a dimension of samples before them
 NEW = 6  # tokens to write
 MODES = ("overlay", "append")
 VERSION = re.compile(rb'"transformers_version": "[^"]+"')
@@ -40,6 +45,18 @@ class Case(NamedTuple):
     victor: Any
     native: Any
     source: Any
+    stored: dict[str, Tensor]
+    """Tensors of `pictures.safetensors`: MODALITY.NUMBER.NAME."""
+
+    @property
+    def text(self) -> nn.Module:
+        """The unconverted model's text model."""
+        return self.native.get_decoder()
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """A batch of all kinds of prompts that the family takes."""
+        return WITH_VIDEOS if "video.0.spelled" in self.stored else PROMPTS
 
 
 def load_case(place: Path) -> Case:
@@ -47,43 +64,64 @@ def load_case(place: Path) -> Case:
     load = AutoModelForImageTextToText.from_pretrained
     folder = place / "victor"
     loaded = (load(folder, trust_remote_code=True), load(folder), load(place / "source"))
-    return Case(folder, *(model.eval() for model in loaded))
+    stored = load_file(place / "pictures.safetensors")
+    return Case(folder, *(model.eval() for model in loaded), stored)
 
 
 # ---- Prompts and states --------------------------------------------------------------------------
 
 
-def spell(case: Case, prompt: str) -> list[int]:
-    """Turn a prompt into token ids."""
-    image = case.native.config.image_token_id
-    visual = [image] * case.native.config.image_seq_length
-    spelled = [visual if sign == "#" else [ord(sign) - 87] for sign in prompt]
-    return [token for part in spelled for token in part]
+def spell(case: Case, prompt: str, first: int = 0) -> list[list[int]]:
+    """Turn a prompt into token ids, sign by sign; pictures are numbered on from `first`."""
+    left = {sign: itertools.count(first) for sign in SIGNS}
+    return [
+        case.stored[f"{SIGNS[sign]}.{next(left[sign])}.spelled"].tolist()
+        if sign in SIGNS
+        else [ord(sign) - 87]
+        for sign in prompt
+    ]
 
 
 def inputs(case: Case, *prompts: str, first: int = 0) -> dict[str, Tensor]:
-    """Batch prompts, padded on the left; their pictures are numbered on from `first`."""
-    rows = [spell(case, prompt) for prompt in prompts]
+    """Batch prompts, padded on the left; pictures and videos are numbered on from `first`."""
+    seen = [first + max(count_signs("".join(prompts[:place]))) for place in range(len(prompts))]
+    spelled = (spell(case, *one) for one in zip(prompts, seen, strict=True))
+    rows = [list(itertools.chain(*signs)) for signs in spelled]
     longest = max(map(len, rows))
     pads = [longest - len(row) for row in rows]
     ids = [[0] * pad + row for pad, row in zip(pads, rows, strict=True)]
     mask = [[0] * pad + [1] * len(row) for pad, row in zip(pads, rows, strict=True)]
     made = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
-    if count := "".join(prompts).count("#"):
-        made["pixel_values"] = pictures(case, count, first)
+    return made | pictures(case, prompts, seen)
+
+
+def count_signs(prompt: str) -> list[int]:
+    """Count pictures and videos."""
+    return [prompt.count(sign) for sign in SIGNS]
+
+
+def pictures(case: Case, prompts: tuple[str, ...], seen: list[int]) -> dict[str, Tensor]:
+    """Join what the model takes for the pictures and videos of prompts, numbered from `seen`."""
+    wanted = [
+        f"{SIGNS[sign]}.{number}."
+        for sign in SIGNS
+        for prompt, first in zip(prompts, seen, strict=True)
+        for number in range(first, first + prompt.count(sign))
+    ]
+    parts: dict[str, list[Tensor]] = {}
+    for prefix in wanted:
+        for key, value in case.stored.items():
+            if key.startswith(prefix) and not key.endswith(".spelled"):
+                parts.setdefault(key.removeprefix(prefix), []).append(value)
+    made = {name: torch.cat(values) for name, values in parts.items()}
+    if "pixel_values" in made and case.native.config.model_type in ONE_SAMPLE:
+        made["pixel_values"] = made["pixel_values"][None]
     return made
-
-
-def pictures(case: Case, count: int, first: int = 0) -> Tensor:
-    """Draw the pictures number first, first + 1, ... [count, 3, height, width]."""
-    size = case.native.config.vision_config.image_size
-    seeds = [torch.Generator().manual_seed(1 + first + number) for number in range(count)]
-    return torch.stack([torch.randn(3, size, size, generator=seed) for seed in seeds])
 
 
 def each(case: Case, *prompts: str) -> list[dict[str, Tensor]]:
     """Make the inputs of every prompt alone, with the pictures that it has in the batch of all."""
-    seen = ["".join(prompts[:place]).count("#") for place in range(len(prompts))]
+    seen = [max(count_signs("".join(prompts[:place]))) for place in range(len(prompts))]
     return [inputs(case, prompt, first=first) for prompt, first in zip(prompts, seen, strict=True)]
 
 
@@ -106,25 +144,39 @@ def positions(case: Case, mode: str) -> Iterator[None]:
 def generate(case: Case, batch: dict[str, Tensor], **how: Any) -> Any:
     """Let the Victor model write a few words, none of which ends its answer or is an image."""
     how |= {"max_new_tokens": NEW, "do_sample": False, "output_logits": True}
-    how |= {"suppress_tokens": [2, case.native.config.image_token_id]}
+    how |= {"suppress_tokens": [2, *placeholders(case)]}
     return case.victor.generate(**batch, **how, return_dict_in_generate=True)
 
 
 # ---- The same logits from the unconverted model: nothing is dropped, columns are closed ----------
 
 
+def placeholders(case: Case) -> list[int]:
+    """List the token ids of placeholders."""
+    names = [f"{modality}_token_id" for modality in SIGNS.values()]
+    return [
+        getattr(case.native.config, name) for name in names if hasattr(case.native.config, name)
+    ]
+
+
+def ends_an_image(case: Case, prompt: str, place: int) -> bool:
+    """Say whether registers follow a sign of a prompt: a picture, or the last of a run of them."""
+    sign = prompt[place]
+    by_runs = SIGNS.get(sign) in case.victor.by_runs
+    return sign in SIGNS and not (by_runs and prompt[place + 1 : place + 2] == sign)
+
+
 def places(case: Case, prompt: str, mode: str) -> tuple[list[str], list[int], list[int]]:
     """List what stands where when nothing is dropped: kinds, the caller's columns, positions."""
     count = case.victor.victor.registers.weight.shape[0]
     kinds, columns, numbers = [], [], []
-    for sign in prompt:
+    for place, tokens in enumerate(spell(case, prompt)):
         start = columns[-1] + 1 if columns else 0
-        width = len(spell(case, sign))
-        kinds += ["visual" if sign == "#" else "text"] * width
-        columns += range(start, start + width)
-        numbers += range(start, start + width)
-        if sign == "#":
-            end = start + width
+        kinds += ["visual" if token in placeholders(case) else "text" for token in tokens]
+        columns += range(start, start + len(tokens))
+        numbers += range(start, start + len(tokens))
+        if ends_an_image(case, prompt, place):
+            end = start + len(tokens)
             kinds += ["register"] * count
             columns += [end - 1] * count
             numbers += range(end - count, end)
@@ -132,16 +184,20 @@ def places(case: Case, prompt: str, mode: str) -> tuple[list[str], list[int], li
 
 
 def embeddings(case: Case, prompt: str, kinds: list[str]) -> Tensor:
-    """Put words, visual tokens and registers in a row [1, t, d], none of them scaled again."""
+    """Put what the unconverted text model is given and registers in a row [1, t, d]."""
+    given = []
+
+    def catch(text: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given.append(named["inputs_embeds"][0])
+
+    hook = case.text.register_forward_pre_hook(catch, with_kwargs=True)
+    case.native(**inputs(case, prompt))
+    hook.remove()
     is_register = torch.tensor([kind == "register" for kind in kinds])
-    inner = case.native.model
-    own = inner.get_input_embeddings()(torch.tensor(spell(case, prompt)))
-    states = own.new_zeros(len(kinds), own.shape[1])
-    states[~is_register] = own
-    if count := prompt.count("#"):
-        features = inner.get_image_features(pictures(case, count)).pooler_output
-        states[torch.tensor([kind == "visual" for kind in kinds])] = torch.cat(list(features))
-        states[is_register] = case.victor.victor.registers.weight.repeat(count, 1)
+    states = given[0].new_zeros(len(kinds), given[0].shape[1])
+    states[~is_register] = given[0]
+    registers = case.victor.victor.registers.weight
+    states[is_register] = registers.repeat(int(is_register.sum()) // len(registers), 1)
     return states[None]
 
 
@@ -212,12 +268,13 @@ def updates(case: Case, index: int) -> Iterator[tuple[str, Tensor]]:
 
 def expected_logits(case: Case, prompt: str, mode: str) -> dict[int, Tensor]:
     """Compute a prompt's logits by column, for text and for each image's last column."""
-    text, drop_layer = case.native.model.language_model, case.victor.config.victor["drop_layer"]
+    text, drop_layer = case.text, case.victor.config.victor["drop_layer"]
     learned = offsets(case)
     assert set(learned) == set(range(1, drop_layer))
     kinds, columns, numbers = places(case, prompt, mode)
     stays = torch.tensor([kind != "visual" for kind in kinds])
     registers = torch.tensor([kind == "register" for kind in kinds])
+    states = embeddings(case, prompt, kinds)
     with ExitStack() as hooks:
         for index, layer in enumerate(text.layers):
             seen = stays if index >= drop_layer else torch.ones_like(stays)
@@ -229,7 +286,7 @@ def expected_logits(case: Case, prompt: str, mode: str) -> dict[int, Tensor]:
                 hook = hook_update(layer.get_submodule(name), update, registers)
                 hooks.callback(hook.remove)
         hidden = text(
-            inputs_embeds=embeddings(case, prompt, kinds),
+            inputs_embeds=states,
             position_ids=torch.tensor([numbers]),
             attention_mask=torch.ones(1, len(kinds)),
             use_cache=False,
@@ -252,14 +309,14 @@ def the_folder_is_its_source_bit_for_bit(case: Case) -> None:
     assert type(case.native) is type(case.source)
     assert ours.keys() == source.keys()
     assert all(torch.equal(ours[name], source[name]) for name in source)
-    batch = inputs(case, *PROMPTS)
+    batch = inputs(case, *case.prompts)
     assert torch.equal(case.native(**batch).logits, case.source(**batch).logits)
 
 
 @torch.no_grad()
 def two_slices_are_the_whole(case: Case) -> None:
     """Cut anywhere, the layers compute what the backbone's own forward does."""
-    native, text = case.native.model.language_model, case.victor.model.language_model
+    native, text = case.text, case.victor.get_decoder()
     count, width = len(text.layers), text.config.hidden_size
     hidden = torch.randn(2, 21, width, generator=torch.Generator().manual_seed(4))
     mask = torch.ones(2, 21, dtype=torch.bool)
@@ -285,7 +342,7 @@ def without_images_it_is_the_base_bit_for_bit(case: Case) -> None:
 @torch.no_grad()
 def switched_off_it_is_the_base_bit_for_bit(case: Case) -> None:
     """`registers_off` gives the unconverted model, and ends."""
-    batch = inputs(case, *PROMPTS)
+    batch = inputs(case, *case.prompts)
     before = case.victor(**batch).logits
     with case.victor.registers_off():
         off = case.victor(**batch).logits
@@ -298,7 +355,12 @@ def switched_off_it_is_the_base_bit_for_bit(case: Case) -> None:
 def dropping_is_masking(case: Case) -> None:
     """The unconverted model says the same where it cannot see what was dropped."""
     for mode in MODES:
-        for prompt in ("ab#cd", "a##bc#d", "#"):
+        for prompt in (
+            "ab#cd",
+            "a##bc#d",
+            "#",
+            *([] if case.prompts is PROMPTS else ["a%b#c", "%"]),
+        ):
             expected = expected_logits(case, prompt, mode)
             with positions(case, mode):
                 found = case.victor(**inputs(case, prompt)).logits[0]
@@ -310,9 +372,9 @@ def a_padded_row_is_its_prompt_alone(case: Case) -> None:
     """A batch is so many prompts, whatever stands beside them."""
     for mode in MODES:
         with positions(case, mode):
-            batch = inputs(case, *PROMPTS)
+            batch = inputs(case, *case.prompts)
             together = case.victor(**batch).logits
-            for row, alone in enumerate(each(case, *PROMPTS)):
+            for row, alone in enumerate(each(case, *case.prompts)):
                 own = together[row, batch["attention_mask"][row].bool()]
                 assert_close(own, case.victor(**alone).logits[0])
 
@@ -322,7 +384,7 @@ def generating_with_the_cache_is_recomputing(case: Case) -> None:
     """Keys and values that were kept change nothing, beyond a window's length too."""
     for mode in MODES:
         with positions(case, mode):
-            batch = inputs(case, *PROMPTS)
+            batch = inputs(case, *case.prompts)
             kept, again = (generate(case, batch, use_cache=cached) for cached in (True, False))
         assert torch.equal(kept.sequences, again.sequences)
         for step, expected in zip(kept.logits, again.logits, strict=True):
@@ -332,8 +394,8 @@ def generating_with_the_cache_is_recomputing(case: Case) -> None:
 @torch.no_grad()
 def a_prompt_is_answered_alone_as_in_a_batch(case: Case) -> None:
     """Greedy answers do not depend on what stands beside a prompt."""
-    together = generate(case, inputs(case, *PROMPTS)).sequences[:, -NEW:]
-    alone = [generate(case, one).sequences[:, -NEW:] for one in each(case, *PROMPTS)]
+    together = generate(case, inputs(case, *case.prompts)).sequences[:, -NEW:]
+    alone = [generate(case, one).sequences[:, -NEW:] for one in each(case, *case.prompts)]
     assert torch.equal(together, torch.cat(alone))
 
 
@@ -347,14 +409,16 @@ def adapters_act_at_registers_only(case: Case) -> None:
         changed.append(int((plain != output).any(dim=-1).sum()))
 
     with ExitStack() as hooks:
-        for index, layer in enumerate(case.victor.model.language_model.layers):
+        for index, layer in enumerate(case.victor.get_decoder().layers):
             modules = dict(layer.named_modules())
             linears = {name for name, part in modules.items() if isinstance(part, nn.Linear)}
             assert {name for name, _ in updates(case, index)} == linears
             for name in linears:
                 hooks.callback(modules[name].register_forward_hook(compare).remove)
-        case.victor(**inputs(case, "ab#cd", "#e##f"))
-    assert set(changed) == {4 * case.victor.victor.registers.weight.shape[0]}
+        asked = ("ab#cd", "#e##f")
+        case.victor(**inputs(case, *asked))
+    images = sum(ends_an_image(case, one, place) for one in asked for place in range(len(one)))
+    assert set(changed) == {images * case.victor.victor.registers.weight.shape[0]}
 
 
 def saved_it_is_the_same_folder(case: Case) -> None:
