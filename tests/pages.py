@@ -30,7 +30,7 @@ def blocks() -> dict[Path, str]:
         DOCS / "commands" / f"{name}.md": "\n\n".join(command(*item) for item in group.items())
         for name, group in groups.items()
     }
-    pages[DOCS / "commands" / "families.md"] += "\n\n" + backbones()
+    pages[DOCS / "commands" / "families.md"] += "\n\n" + join(kinds(), backbones())
     texts = {name: do.__doc__ for name, do in commands(cli.app).items()}
     texts["recipes"] = cli.recipes_app.info.help
     about = [
@@ -207,6 +207,13 @@ def alone(runs: list[dict[str, Any]]) -> str:
         f"One change at a time, and some together, on {runs[0]['eval']['questions']:,} questions:"
     )
     return f"{opening}\n\n{table(head, rows)}\n\n{picture}"
+
+
+def kinds() -> str:
+    known = families.describe()
+    rows = [(code(row["family"]), row["becomes"], row["remarks"]) for row in known["families"]]
+    rows += [(code(row["family"]), "refused", row["remarks"]) for row in known["refused"]]
+    return table(("family", "becomes", "remarks"), rows)
 
 
 def backbones() -> str:

@@ -4,7 +4,7 @@ from transformers import CONFIG_MAPPING
 
 from victorctl import modeling_victor
 from victorctl.errors import VictorError
-from victorctl.families import BACKBONES, FAMILIES, describe, family_of
+from victorctl.families import BACKBONES, FAMILIES, REFUSED, describe, family_of
 
 PARTS = {"text_config": {}, "vision_config": {}}
 
@@ -16,7 +16,13 @@ def test_each_family_names_classes_and_keys_that_exist(family):
     assert native.config_class.model_type == family.model_type
     assert ours.native is native
     assert issubclass(ours, native)
-    assert hasattr(native.config_class(), family.placeholder)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_family_that_cannot_be_converted_is_refused_with_its_reason(name):
+    assert name in CONFIG_MAPPING
+    with pytest.raises(VictorError, match=f"here: a model of type {name} .*: {REFUSED[name]}"):
+        family_of({"model_type": name, **PARTS}, "here")
 
 
 def test_every_text_model_that_was_tried_is_known_to_transformers_and_refused_for_a_reason():
@@ -36,7 +42,7 @@ def test_a_family_is_found_by_its_model_type():
     [
         ({"model_type": "bert", **PARTS}, "here: a model of type bert is no LLaVA\n  fix: use a"),
         ({"model_type": "llama"}, "here: a model of type llama is no LLaVA\n  fix: use a"),
-        ({}, "here: config.json names no model_type\n  fix: use a model of type llava; see"),
+        ({}, "here: config.json names no model_type\n  fix: use a model of type llava, vipllava, .*; see"),
         ({"model_type": "llava"}, "here: config.json lacks text_config or vision_config"),
         (
             {"model_type": "llava", "mm_vision_tower": "openai/clip"},  # both names were in use
@@ -56,8 +62,9 @@ def test_the_tables_have_a_row_for_each_family_and_each_text_model():
         family.model_type for family in FAMILIES
     ]
     assert {tuple(row) for row in tables["families"]} == {
-        ("family", "class", "becomes", "placeholder", "remarks")
+        ("family", "class", "becomes", "remarks")
     }
+    assert {row["family"] for row in tables["refused"]} == REFUSED.keys()
     verdicts = {row["text_model"]: row["verdict"] for row in tables["text_models"]}
     assert len(verdicts) == len(BACKBONES)
     assert (verdicts["llama"], verdicts["granite"]) == ("tested", "refused")

@@ -80,7 +80,7 @@ def test_a_batch_becomes_prompts_with_each_picture_opened_once():
     made = prepare(asked, processor, pictures=True)
 
     assert [image.opened for row in rows for image in row.images] == [1, 1, 1]
-    assert made.shown == [0, 1, 0, 1, 2, 2]
+    assert made.shown == [0, 0, 1, 1, 2, 2]
     assert [size.images for size in made.sizes] == [0, 0, 2, 2, 1, 1]
     assert [size.visual for size in made.sizes] == [0, 0, *[2 * VISUAL_TOKENS] * 2, *[16] * 2]
     ids, mask = made.text["input_ids"], made.text["attention_mask"]
@@ -89,7 +89,7 @@ def test_a_batch_becomes_prompts_with_each_picture_opened_once():
     assert [size.visual + size.text for size in made.sizes] == mask.sum(dim=1).tolist()
     assert len(set(made.rows)) == 3
     picture = processor.image_processor(rows[1].images[1](), return_tensors="pt")["pixel_values"]
-    assert torch.equal(made.pictures["pixel_values"][[1]], picture)
+    assert torch.equal(made.pictures[1]["pixel_values"][[1]], picture)
 
 
 def test_a_prompt_ends_before_the_answer():
@@ -110,8 +110,7 @@ def test_without_pictures_the_question_is_the_same_and_nothing_is_opened():
     blind = prepare(asked, tiny_processor(), pictures=False)
 
     assert not any(image.opened for row in rows for image in row.images)
-    assert blind.pictures == {}
-    assert blind.shown == []
+    assert blind.pictures == [{}, {}]
     assert not (blind.text["input_ids"] == tiny_processor().image_token_id).any()
     sighted = prepare(asked, tiny_processor(), pictures=True)
     assert [size.text for size in blind.sizes] == [size.text for size in sighted.sizes]

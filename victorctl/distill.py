@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from victorctl.collation import Batch
+from victorctl.features import see, take
 from victorctl.modeling_victor import (
     Images,
     Tokens,
@@ -146,8 +147,9 @@ class Distillation(nn.Module):
     @torch.no_grad()
     def _features(self, batch: Batch) -> Features:
         """Run tower and projector, and say which of the features stand in prefixes."""
-        made = self.model.model.encode({**batch.images})["image"].pooler_output
-        return share_out(made, batch, self.model.config.image_token_id)
+        return share_out(
+            see(self.model, batch.images).pooler_output, batch, self.model.config.image_token_id
+        )
 
     def _embed(self, ids: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Embed tokens, features at the placeholders; the second result marks those."""
@@ -303,15 +305,6 @@ def share_out(features: Iterable[Tensor], batch: Batch, image: int) -> Features:
     rows = batch.row.tolist()
     first, later = [], []
     for row, count in enumerate(in_prefix):
-        first += _take(left, count)
-        later.append(_take(left, in_suffix[rows.index(row)]))
+        first += take(left, count)
+        later.append(take(left, in_suffix[rows.index(row)]))
     return Features(first, [feature for row in rows for feature in later[row]])
-
-
-def _take(left: Iterator[Tensor], count: int) -> list[Tensor]:
-    """Take so many visual tokens."""
-    taken = []
-    while count > 0:
-        taken.append(next(left))
-        count -= len(taken[-1])
-    return taken

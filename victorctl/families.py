@@ -105,6 +105,30 @@ FAMILIES = (
 )
 
 
+BOTH_WAYS = "visual tokens of an image see each other both ways, and registers would not"
+CROSS = "pictures enter by cross-attention: there are no visual tokens to drop"
+DEPTH = "positions have three dimensions, and late layers read features of the tower again"
+PLANE = "positions have three dimensions"
+QUERIES = "a Q-Former leaves few visual tokens already"
+VOCABULARY = "pictures are words of its vocabulary"
+
+REFUSED = {
+    "blip-2": QUERIES,
+    "chameleon": VOCABULARY,
+    "emu3": VOCABULARY,
+    "fuyu": "it has no vision tower, and reads pixels as words",
+    "gemma3": BOTH_WAYS,
+    "glm4v": PLANE,
+    "instructblip": QUERIES,
+    "mllama": CROSS,
+    "paligemma": BOTH_WAYS,
+    "qwen2_5_vl": PLANE,
+    "qwen2_vl": PLANE,
+    "qwen3_vl": DEPTH,
+}
+"""Kinds of models that see pictures, and why they cannot become Victor models."""
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A kind of text model that was tried: every law holds for it, or it is refused."""
@@ -210,6 +234,8 @@ def family_of(config: Mapping[str, Any], place: object) -> Family:
             return family
     if kind is None:
         problem = f"{place}: config.json names no model_type"
+    elif kind in REFUSED:
+        problem = f"{place}: a model of type {kind} cannot drop visual tokens: {REFUSED[kind]}"
     elif kind in known.split(", "):
         problem = f"{place}: config.json lacks text_config or vision_config"
     else:
@@ -218,7 +244,7 @@ def family_of(config: Mapping[str, Any], place: object) -> Family:
 
 
 def describe() -> dict[str, list[dict[str, str]]]:
-    """List the families, and the text models that were tried, a row for each."""
+    """List the families, those that are refused, and the text models that were tried."""
     return {
         "families": [
             {
@@ -229,6 +255,7 @@ def describe() -> dict[str, list[dict[str, str]]]:
             }
             for family in FAMILIES
         ],
+        "refused": [{"family": name, "remarks": reason} for name, reason in REFUSED.items()],
         "text_models": [
             {
                 "text_model": known.model_type,

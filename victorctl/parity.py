@@ -2,7 +2,7 @@
 
 import gc
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from victorctl.data.batches import to_model
 from victorctl.data.scenes import scene
 from victorctl.errors import CheckFailed, VictorError
 from victorctl.families import OTHER_BACKBONE, Family
+from victorctl.features import see, taken
 from victorctl.modeling_victor import VictorText, mix
 
 WORDS = 24  # text tokens of the probe
@@ -137,16 +138,9 @@ def noise(model: nn.Module) -> dict[str, Tensor]:
     return {name: made[name] for name in taken(model.get_image_features, made)}
 
 
-def taken(function: Callable[..., object], offered: Mapping[str, object]) -> list[str]:
-    """Name those of the offered arguments that a function has."""
-    known = inspect.signature(function).parameters
-    return [name for name in offered if name in known]
-
-
 def visual_tokens(model: nn.Module, pixels: Mapping[str, Tensor]) -> list[Tensor]:
     """Run vision tower and projector: visual tokens [count, width] of every picture or tile."""
-    given = {name: pixels[name] for name in taken(model.get_image_features, pixels)}
-    return list(model.get_image_features(**to_model(given, model), return_dict=True).pooler_output)
+    return list(see(model, pixels).pooler_output)
 
 
 def probe(model: nn.Module, pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from victorctl.data import formats
 from victorctl.data.batches import join_images, pad, padding_token, prompts, to_model
 from victorctl.data.conversations import Conversation, Row
+from victorctl.features import see, take, taken
 
 
 @dataclass(frozen=True)
@@ -94,32 +95,38 @@ class Prompts:
 
     Args:
         text: `input_ids` and `attention_mask`, padded on the left [b, n].
-        pictures: What the processor makes of the pictures, each picture once.
-        shown: For every picture in the questions, question after question, its place there.
+        pictures: What the processor makes of each row's pictures.
+        shown: Place there of each question's.
         rows: A number for each question, see `Question.key`.
         sizes: Of each question.
     """
 
     text: dict[str, Tensor]
-    pictures: dict[str, Tensor]
+    pictures: list[Mapping[str, Tensor]]
     shown: list[int]
     rows: list[int]
     sizes: list[Size]
 
     def for_model(self, model: PreTrainedModel) -> dict[str, Any]:
         """Make a model's inputs: every question with pictures of its own."""
-        pictures = {name: value[self.shown] for name, value in self.pictures.items()}
-        return to_model(self.text | pictures, model)
+        pictures = join_images([self.pictures[place] for place in self.shown])
+        own = {name: pictures[name] for name in taken(model.forward, pictures)}
+        return to_model(self.text | own, model)
 
     @torch.inference_mode()
     def seen_by(self, model: PreTrainedModel) -> dict[str, Any]:
         """Make a model's inputs: each picture is seen once, however many questions are about it."""
         text = to_model(self.text, model)
-        if not self.shown:
+        pictures = join_images(self.pictures)
+        if not pictures:
             return text
-        seen = model.get_image_features(**to_model(self.pictures, model), return_dict=True)
-        features = [seen.pooler_output[place] for place in self.shown]
-        return text | {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(None, features)}}
+        made = see(model, pictures).pooler_output
+        counts = {place: size.visual for place, size in zip(self.shown, self.sizes, strict=True)}
+        left = iter(made)
+        by_row = {place: take(left, counts[place]) for place in sorted(counts)}
+        features = [feature for place in self.shown for feature in by_row[place]]
+        joined = torch.stack(features) if isinstance(made, Tensor) else features
+        return text | {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(None, joined)}}
 
 
 def prepare(asked: Sequence[Question], processor: ProcessorMixin, *, pictures: bool) -> Prompts:
@@ -136,21 +143,19 @@ def prepare(asked: Sequence[Question], processor: ProcessorMixin, *, pictures: b
     ids: list[list[int]] = []
     images: list[Mapping[str, Tensor]] = []
     shown: list[int] = []
-    opened = 0
     for _, group in groupby(asked, key=lambda question: id(question.row)):
         together = list(group)
         row = replace(together[0].row, conversations=tuple(one.conversation for one in together))
         row = row if pictures else _without_pictures(row)
         encoded = prompts(row, processor)
         ids += [conversation.input_ids for conversation in encoded.conversations]
+        shown += [len(images)] * len(together)
         images.append(encoded.images)
-        shown += [*range(opened, opened + len(row.images))] * len(together)
-        opened += len(row.images)
     stacked, mask = pad(ids, side="left", value=padding_token(processor))
     counts = [len(question.row.images) if pictures else 0 for question in asked]
     return Prompts(
         text={"input_ids": stacked, "attention_mask": mask},
-        pictures=join_images(images),
+        pictures=images,
         shown=shown,
         rows=[question.key for question in asked],
         sizes=[_size(*one, processor) for one in zip(ids, counts, strict=True)],
