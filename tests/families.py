@@ -162,7 +162,7 @@ FAMILIES = {
 def tiny_family(name: str) -> PreTrainedModel:
     """Build a family's native class, tiny, with weights that all matter."""
     tiny = FAMILIES[name]
-    text = CONFIG_MAPPING[tiny.text](**TEXT)
+    text = CONFIG_MAPPING[tiny.text](**{**TEXT, "vocab_size": 160})  # room for words of processors
     config = CONFIG_MAPPING[name](text_config=text, **tiny.config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -42,7 +42,10 @@ def test_a_family_is_found_by_its_model_type():
     [
         ({"model_type": "bert", **PARTS}, "here: a model of type bert is no LLaVA\n  fix: use a"),
         ({"model_type": "llama"}, "here: a model of type llama is no LLaVA\n  fix: use a"),
-        ({}, "here: config.json names no model_type\n  fix: use a model of type llava, vipllava, .*; see"),
+        (
+            {},
+            "here: config.json names no model_type\n  fix: use a model of type llava, vipllava, .*",
+        ),
         ({"model_type": "llava"}, "here: config.json lacks text_config or vision_config"),
         (
             {"model_type": "llava", "mm_vision_tower": "openai/clip"},  # both names were in use
@@ -61,9 +64,7 @@ def test_the_tables_have_a_row_for_each_family_and_each_text_model():
     assert [row["family"] for row in tables["families"]] == [
         family.model_type for family in FAMILIES
     ]
-    assert {tuple(row) for row in tables["families"]} == {
-        ("family", "class", "becomes", "remarks")
-    }
+    assert {tuple(row) for row in tables["families"]} == {("family", "class", "becomes", "remarks")}
     assert {row["family"] for row in tables["refused"]} == REFUSED.keys()
     verdicts = {row["text_model"]: row["verdict"] for row in tables["text_models"]}
     assert len(verdicts) == len(BACKBONES)

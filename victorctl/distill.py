@@ -12,6 +12,7 @@ Source: Hinton et al. 2015, arXiv 1503.02531 (distillation); Romero et al. 2014,
 """
 
 import copy
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -298,7 +299,7 @@ def share_out(features: Iterable[Tensor], batch: Batch, image: int) -> Features:
         batch: Whose pictures they are of.
         image: Token id of a placeholder.
     """
-    left = iter(features)
+    left = deque(features)
     in_prefix, in_suffix = (
         (ids == image).sum(dim=1).tolist() for ids in (batch.prefix, batch.suffix)
     )

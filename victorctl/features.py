@@ -1,7 +1,8 @@
 """What a model sees of pictures: the features that its projector gives, whatever the family."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -30,10 +31,16 @@ def taken(function: Callable[..., object], offered: Iterable[str]) -> list[str]:
     return [name for name in offered if name in known]
 
 
-def take(left: Iterator[Tensor], count: int) -> list[Tensor]:
-    """Take features until there are so many visual tokens [tokens, d]; none for none."""
+def take(left: deque[Tensor], count: int) -> list[Tensor]:
+    """Take so many visual tokens from the features that are left, each [tokens, d].
+
+    Where several images are one feature, as in Idefics3, it is cut.
+    """
     found = []
     while count > 0:
-        found.append(next(left))
+        feature = left.popleft()
+        if len(feature) > count:
+            left.appendleft(feature[count:])
+        found.append(feature[:count])
         count -= len(found[-1])
     return found

@@ -1,5 +1,6 @@
 """Questions about pictures, and the batches of prompts that they become."""
 
+from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -122,7 +123,7 @@ class Prompts:
             return text
         made = see(model, pictures).pooler_output
         counts = {place: size.visual for place, size in zip(self.shown, self.sizes, strict=True)}
-        left = iter(made)
+        left = deque(made)
         by_row = {place: take(left, counts[place]) for place in sorted(counts)}
         features = [feature for place in self.shown for feature in by_row[place]]
         joined = torch.stack(features) if isinstance(made, Tensor) else features

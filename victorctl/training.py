@@ -63,11 +63,20 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-def batches(plan: Plan, processor: ProcessorMixin, start: int) -> Iterator[Batch]:
-    """Make the batches of steps start, start + 1, ... in a thread, a little ahead of the steps."""
+def batches(
+    plan: Plan, processor: ProcessorMixin, start: int, *, by_runs: bool = False
+) -> Iterator[Batch]:
+    """Make the batches of steps start, start + 1, ... in a thread, a little ahead of the steps.
+
+    Args:
+        plan: Says which rows.
+        processor: The model's.
+        start: First step, counted from 0.
+        by_runs: See `encode`.
+    """
 
     def make(number: int) -> Batch:
-        rows = [encode(row, processor) for row in plan.step(number)]
+        rows = [encode(row, processor, by_runs=by_runs) for row in plan.step(number)]
         return collate(rows, padding_token(processor))
 
     with ThreadPoolExecutor(1) as pool:

@@ -27,7 +27,7 @@ class Encoded:
     Args:
         input_ids: Token ids; one placeholder for each visual token.
         labels: Token ids of the answers and of the token that ends each; elsewhere IGNORED.
-        prefix: How many tokens there are up to the last of the first picture; 0 without one.
+        prefix: How many tokens come before the first registers; 0 without a picture.
     """
 
     input_ids: list[int]
@@ -49,22 +49,27 @@ class EncodedRow:
 
     @property
     def prefix(self) -> int:
-        """How many tokens all conversations share, up to the first picture's last; else 0."""
+        """How many tokens all conversations share, up to the first registers; else 0."""
         first = self.conversations[0]
         shared = first.input_ids[: first.prefix]
         same = all(each.input_ids[: each.prefix] == shared for each in self.conversations)
         return first.prefix if same else 0
 
     def by_prefix(self) -> "list[EncodedRow]":
-        """Split into rows whose conversations share all up to the first picture's last token."""
+        """Split into rows whose conversations share all up to the first registers."""
         groups: dict[tuple[int, ...], list[Encoded]] = {}
         for said in self.conversations:
             groups.setdefault(tuple(said.input_ids[: said.prefix]), []).append(said)
         return [replace(self, conversations=tuple(group)) for group in groups.values()]
 
 
-def encode(row: Row, processor: ProcessorMixin) -> EncodedRow:
+def encode(row: Row, processor: ProcessorMixin, *, by_runs: bool = False) -> EncodedRow:
     """Turn a row into tokens to train on; nothing is ever cut off.
+
+    Args:
+        row: Its pictures are opened.
+        processor: The model's.
+        by_runs: Registers follow every run of placeholders, not every picture.
 
     Raises:
         VictorError: If a picture is not readable, or the chat template does not fit the row.
@@ -72,7 +77,7 @@ def encode(row: Row, processor: ProcessorMixin) -> EncodedRow:
     with _naming(row):
         messages = [conversation.messages for conversation in row.conversations]
         texts, answers = chats.render_answers(messages, processor)
-        return _tokenize(row, processor, texts, answers)
+        return _tokenize(row, processor, texts, answers, by_runs=by_runs)
 
 
 def prompts(row: Row, processor: ProcessorMixin) -> EncodedRow:
@@ -162,6 +167,8 @@ def _tokenize(
     processor: ProcessorMixin,
     texts: Sequence[str],
     answers: Sequence[Sequence[chats.Span]],
+    *,
+    by_runs: bool = False,
 ) -> EncodedRow:
     """Tokenize rendered conversations, label their answers, and expand their placeholders."""
     images, pictures = _process(row, processor)
@@ -173,7 +180,8 @@ def _tokenize(
     )
     labels = map(_label, tokens["input_ids"], tokens["offset_mapping"], answers)
     pairs = zip(tokens["input_ids"], labels, strict=True)
-    expanded = (_expand(*pair, pictures, processor.image_token_id) for pair in pairs)
+    image = processor.image_token_id
+    expanded = (_expand(*pair, pictures, image, by_runs=by_runs) for pair in pairs)
     return EncodedRow(images, tuple(expanded))
 
 
@@ -203,7 +211,12 @@ def _label(ids: list[int], offsets: list[chats.Span], answers: Sequence[chats.Sp
 
 
 def _expand(
-    ids: list[int], labels: list[int], pictures: Sequence[list[int]], placeholder: int
+    ids: list[int],
+    labels: list[int],
+    pictures: Sequence[list[int]],
+    placeholder: int,
+    *,
+    by_runs: bool,
 ) -> Encoded:
     """Put each picture's tokens in the place of its one placeholder."""
     places = [place for place, token in enumerate(ids) if token == placeholder]
@@ -215,5 +228,7 @@ def _expand(
         labels[place : place + 1] = [IGNORED] * len(picture)
     if not places:
         return Encoded(ids, labels, 0)
-    after_last = pictures[0][::-1].index(placeholder)  # some pictures end in another token
-    return Encoded(ids, labels, places[0] + len(pictures[0]) - after_last)
+    visual = [place for place, token in enumerate(pictures[0]) if token == placeholder]
+    if by_runs:
+        visual = [place for rank, place in enumerate(visual) if place == visual[0] + rank]
+    return Encoded(ids, labels, places[0] + visual[-1] + 1)
