@@ -4,11 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import families
 from tests.hub import serving
 from tests.tiny import tiny_llava
 from victorctl import checkpoint, parity
 from victorctl.convert import convert
 from victorctl.errors import VictorError
+from victorctl.features import noise, see
 from victorctl.inspect import inspect as look
 from victorctl.recipe import Run, load_recipe
 
@@ -119,3 +121,27 @@ def test_what_is_no_llava_is_refused(llava):
     (llava / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(VictorError, match="llava: a model of type bert is no LLaVA"):
         look(str(llava))
+
+
+@pytest.mark.parametrize(("picture", "tokens"), [((32, 32), 36), ((30, 60), 52), ((64, 40), 72)])
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
+def test_counts_the_tokens_of_a_picture_of_any_size_as_the_model_makes_them(
+    tmp_path, name, picture, tokens
+):
+    model = families.tiny_family(name)
+    model.save_pretrained(tmp_path / "model")
+
+    with torch.no_grad():
+        seen = see(model, noise(model, picture)).pooler_output
+    found = look(str(tmp_path / "model"), picture=picture)
+
+    assert found["visual_tokens"] == sum(len(part) for part in seen) == tokens
+    assert found["estimate"]["mean_visual_tokens"] == ((tokens + 8) * 2 + 8 * 4) / 6
+
+
+def test_says_nothing_of_tokens_that_only_a_processor_knows(tmp_path):
+    families.tiny_family("mistral3").save_pretrained(tmp_path / "model")
+
+    found = look(str(tmp_path / "model"))
+
+    assert found["visual_tokens"] is found["estimate"] is None

@@ -12,6 +12,7 @@ from victorctl import parity
 from victorctl.checkpoint import read_config
 from victorctl.errors import CheckFailed, VictorError
 from victorctl.families import FAMILIES
+from victorctl.features import noise
 
 SIZES = {
     "vocab_size": 64,
@@ -92,7 +93,7 @@ def test_damaged_weights_are_not_mistaken_for_a_text_model_that_cannot_be_cut():
 def test_a_probe_holds_one_picture_between_words_that_are_no_placeholders():
     model = tiny_model()
     with torch.inference_mode():
-        inputs = parity.probe(model, parity.noise(model))
+        inputs = parity.probe(model, noise(model))
     (ids,) = inputs["input_ids"].tolist()
     image = model.config.image_token_id
     assert ids[4:20] == [image] * VISUAL_TOKENS

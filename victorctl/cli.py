@@ -8,6 +8,7 @@ import typer
 import typer.core
 
 from victorctl import __version__, recipes
+from victorctl.errors import VictorError
 from victorctl.output import hint, rows, show, tables
 from victorctl.recipe import Recipe, Run, flag, load_recipe
 
@@ -48,6 +49,19 @@ def named(word: str) -> str:
     return str(DEMO)
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """Read a picture's width and height, and return height and width.
+
+    Raises:
+        VictorError: If it is no size.
+    """
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) * int(height)):
+        problem = f"--picture {text}: not a width and a height in pixels"
+        raise VictorError(problem, fix="write it as in --picture 640x480")
+    return int(height), int(width)
+
+
 Model = Annotated[Path, typer.Argument(help="Folder of a converted model.")]
 Source = Annotated[
     str,
@@ -63,6 +77,9 @@ Report = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, write nothing.")]
+Picture = Annotated[
+    str, typer.Option(help="Size of the picture whose tokens are counted.", metavar="WIDTHxHEIGHT")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 RecipeFile = Annotated[
     Path | None,
@@ -281,14 +298,14 @@ def evaluate(
 
 
 @app.command()
-def inspect(source: Source, json: Json = False) -> None:
+def inspect(source: Source, picture: Picture = "640x480", json: Json = False) -> None:
     """Say what a model is, what Victor would do to it, or what it has become.
 
     Example: victorctl inspect victor-7b
     """
     from victorctl.inspect import inspect as stage
 
-    show("inspect", stage(source), as_json=json)
+    show("inspect", stage(source, picture=parse_size(picture)), as_json=json)
 
 
 @app.command()

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from victorctl import weights
+import transformers
+
+from victorctl import cost, weights
 from victorctl.checkpoint import (
     check_plain,
     has_chat_template,
@@ -15,9 +17,9 @@ from victorctl.checkpoint import (
     tensor_names,
     weight_files,
 )
-from victorctl.cost import shape_of
 from victorctl.errors import VictorError
 from victorctl.families import Family, backbone_of, check_backbone, family_of
+from victorctl.features import count_visual_tokens
 from victorctl.folders import check_space, on_one_disk
 from victorctl.lineage import read_lineage
 from victorctl.recipe import Recipe, Run
@@ -96,7 +98,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
     config = load_config(source.folder)
     text = config.get_text_config()
     check_backbone(text.model_type, source.name)
-    shape = shape_of(config)
+    shape = cost.shape_of(config)
     notes = []
     victor = recipe.victor
     if not has_processor(source.folder):
@@ -116,12 +118,19 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
         backbone=text.model_type,
         layers=shape.layers,
         width=shape.hidden,
-        visual_tokens=shape.projected or None,
+        visual_tokens=_fewest_visual_tokens(family, config, shape),
         recipe=recipe.model_copy(update={"victor": victor}),
         warnings=notes,
     )
     _check_settings(plan)
     return plan
+
+
+def _fewest_visual_tokens(family: Family, config: Any, shape: cost.Shape) -> int | None:
+    """Count the visual tokens of a picture as large as the tower's; None where nobody can tell."""
+    if family.fixed:
+        return shape.projected or None
+    return count_visual_tokens(getattr(transformers, family.native), config)
 
 
 def _check_settings(plan: Plan) -> None:

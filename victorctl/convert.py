@@ -22,6 +22,7 @@ from victorctl.checkpoint import (
 )
 from victorctl.conversion import Files, Plan, check_files, make_plan
 from victorctl.errors import VictorError
+from victorctl.features import noise
 from victorctl.folders import check_output, check_outside, remove_leftovers, writing
 from victorctl.lineage import add_stage, hash_of
 from victorctl.modeling_victor import PREFIX, WEIGHTS, write_config, write_indexes
@@ -154,7 +155,7 @@ def _ask(plan: Plan, files: Files, run: Run) -> Evidence:
     ) as model:
         parity.check_slices(model.get_decoder(), plan.recipe.victor.drop_layer)
         known = has_processor(folder)
-        pixels = parity.pictures(folder, 1) if known else parity.noise(model)
+        pixels = parity.pictures(folder, 1) if known else noise(model)
         inputs = parity.probe(model, pixels)
         visual = []
         if plan.recipe.victor.init == "visual":

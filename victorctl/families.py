@@ -19,6 +19,8 @@ class Family:
     """Class in `modeling_victor.py`."""
     remarks: str
     """What a user should know, in one line."""
+    fixed: bool = False
+    """Every picture becomes as many visual tokens as the tower has patches."""
 
 
 FAMILIES = (
@@ -28,12 +30,14 @@ FAMILIES = (
         "VictorLlava",
         "LLaVA 1.5 and its kin (BakLLaVA, interleave, LLaVA-Med), any vision tower of "
         "transformers; such as llava-hf/llava-1.5-7b-hf",
+        fixed=True,
     ),
     Family(
         "vipllava",
         "VipLlavaForConditionalGeneration",
         "VictorVipLlava",
         "features of several layers of the tower",
+        fixed=True,
     ),
     Family(
         "llava_next",
@@ -59,6 +63,7 @@ FAMILIES = (
         "VideoLlavaForConditionalGeneration",
         "VictorVideoLlava",
         "pictures and videos; videos with nothing between them count as one",
+        fixed=True,
     ),
     Family(
         "aya_vision",

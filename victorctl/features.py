@@ -1,12 +1,17 @@
-"""What a model sees of pictures: the features that its projector gives, whatever the family."""
+"""What a model sees of pictures: the features that its projector gives, whatever the family.
+
+A picture's size is its height and width in pixels.
+"""
 
 import inspect
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from victorctl.data.batches import to_model
 
@@ -23,6 +28,51 @@ def see(model: PreTrainedModel, pixels: Mapping[str, Tensor]) -> Any:
     """
     given = {name: pixels[name] for name in taken(model.get_image_features, pixels)}
     return model.get_image_features(**to_model(given, model), return_dict=True)
+
+
+def noise(model: PreTrainedModel, picture: tuple[int, int] | None = None) -> dict[str, Tensor]:
+    """Make a picture of random pixels without a processor.
+
+    Args:
+        model: Native.
+        picture: Size; by default that of the tower's pictures. Where the family cuts pictures into
+            tiles by its configuration there are as many as the size needs; else it changes nothing.
+    """
+    vision = model.config.vision_config
+    side = vision.image_size
+    tile = tuple(side) if isinstance(side, list | tuple) else (side, side)
+    picture = picture or tile
+    sizes = [1, getattr(vision, "num_channels", 3), *tile]
+    if grid := getattr(model.config, "image_grid_pinpoints", None):
+        sizes.insert(1, image_size_to_num_patches(list(picture), grid, tile[0]))
+    elif "pixel_attention_mask" in inspect.signature(model.forward).parameters:  # samples first
+        sizes.insert(0, 1)
+    pixels = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
+    made = {"pixel_values": pixels, "image_sizes": torch.tensor([picture])}
+    return {name: made[name] for name in taken(model.get_image_features, made)}
+
+
+def count_visual_tokens(
+    native: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    picture: tuple[int, int] | None = None,
+) -> int | None:
+    """Count a picture's visual tokens without any weights.
+
+    Returns:
+        None where only the processor decides, or more than shapes must be known.
+    """
+    with torch.device("meta"):
+        model = native(config)
+    pixels = noise(model, picture)
+    sizes = {name: value.tolist() for name, value in pixels.items() if name == "image_sizes"}
+    try:
+        seen = model.get_image_features(
+            pixel_values=pixels["pixel_values"].to("meta"), **sizes, return_dict=True
+        )
+    except NotImplementedError:
+        return None
+    return sum(feature[..., 0].numel() for feature in seen.pooler_output)
 
 
 def taken(function: Callable[..., object], offered: Iterable[str]) -> list[str]:

@@ -3,29 +3,37 @@
 from collections import Counter
 from typing import Any
 
+import transformers
+
 from victorctl import cost, weights
 from victorctl.checkpoint import (
     check_plain,
+    has_processor,
     load_config,
+    load_processor,
     read_config,
     shipped_code_intact,
     weight_files,
 )
 from victorctl.conversion import default_drop_layer
-from victorctl.families import family_of
+from victorctl.errors import VictorError
+from victorctl.families import Family, family_of
+from victorctl.features import count_visual_tokens
 from victorctl.lineage import read_lineage
 from victorctl.modeling_victor import WEIGHTS
 from victorctl.recipe import VictorSection
 from victorctl.sources import Source, open_source
 
+PICTURE = 480, 640  # height and width of most pictures in COCO
 TEXT = 64  # tokens of the prompt beside the picture, in the estimate
 
 
-def inspect(source: str) -> dict[str, Any]:
+def inspect(source: str, *, picture: tuple[int, int] = PICTURE) -> dict[str, Any]:
     """Describe a model from its configuration and the headers of its weights.
 
     Args:
         source: A folder or a Hub id, whose small files alone are fetched.
+        picture: Height and width in pixels of the picture that visual tokens are counted of.
 
     Returns:
         The keys of `inspect --json`.
@@ -41,6 +49,7 @@ def inspect(source: str) -> dict[str, Any]:
     config = load_config(place.folder)
     shape, settings = cost.shape_of(config), raw.get("victor")
     numbers = _count_numbers(place)
+    visual = _visual_tokens(place, family, config, picture)
     return {
         "source": place.name,
         "family": family.model_type,
@@ -50,10 +59,27 @@ def inspect(source: str) -> dict[str, Any]:
         "hidden_size": shape.hidden,
         "parameters": sum(numbers.values()) or None,
         "dtype": numbers.most_common(1)[0][0] if numbers else _name(config.dtype),
-        "visual_tokens": shape.projected or None,
+        "visual_tokens": visual,
         "victor": None if settings is None else _describe(place, settings),
-        "estimate": _estimate(shape, settings),
+        "estimate": _estimate(shape, visual, settings),
     }
+
+
+def _visual_tokens(
+    place: Source, family: Family, config: Any, picture: tuple[int, int]
+) -> int | None:
+    """Count a picture's visual tokens; None where the processor decides, and is not to be had."""
+    if family.fixed:
+        return cost.shape_of(config).projected or None
+    if getattr(config, "image_grid_pinpoints", None):
+        return count_visual_tokens(getattr(transformers, family.native), config, picture)
+    if not has_processor(place.folder):
+        return None
+    try:
+        processor = load_processor(place.folder)
+    except VictorError:
+        return None
+    return processor._get_num_multimodal_tokens(image_sizes=[picture])["num_image_tokens"][0]
 
 
 def _name(dtype: object) -> str | None:
@@ -96,16 +122,18 @@ def _describe(source: Source, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _estimate(shape: cost.Shape, settings: dict[str, Any] | None) -> dict[str, float] | None:
+def _estimate(
+    shape: cost.Shape, tokens: int | None, settings: dict[str, Any] | None
+) -> dict[str, float] | None:
     """Compare the prefill of one picture and a short question with the unconverted model's."""
-    if not shape.projected or shape.layers < 2:
+    if not tokens or shape.layers < 2:
         return None
     chosen = settings or {
         "registers": VictorSection().registers,
         "drop_layer": default_drop_layer(shape.layers),
     }
     k, m = chosen["drop_layer"], chosen["registers"]
-    visual = {"visual": shape.projected, "text": TEXT}
+    visual = {"visual": tokens, "text": TEXT}
     ours = cost.tokens_per_layer(shape.layers, k, registers=m, **visual)
     base = cost.tokens_per_layer(shape.layers, shape.layers, registers=0, **visual)
     flops = cost.prefill_flops(shape, ours)
@@ -116,9 +144,7 @@ def _estimate(shape: cost.Shape, settings: dict[str, Any] | None) -> dict[str, f
         "registers": m,
         "drop_layer": k,
         "text_tokens": TEXT,
-        "mean_visual_tokens": cost.mean_visual_tokens(
-            shape.layers, k, visual=shape.projected, registers=m
-        ),
+        "mean_visual_tokens": cost.mean_visual_tokens(shape.layers, k, visual=tokens, registers=m),
         "flops_ratio": flops / cost.prefill_flops(shape, base),
         "cache_ratio": cost.cache_bytes(shape, ours) / cost.cache_bytes(shape, base),
     }

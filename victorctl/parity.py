@@ -1,7 +1,6 @@
 """Proof that a conversion changes nothing, and what the source model says about its own states."""
 
 import gc
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,6 @@ import transformers
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from victorctl.checkpoint import load_processor, quiet_loading
 from victorctl.data.batches import to_model
@@ -121,21 +119,6 @@ def pictures(folder: Path, count: int) -> dict[str, Tensor]:
     """Draw the demo's scenes and process them as the folder's own processor does."""
     drawn = [scene(seed, "train").picture() for seed in range(count)]
     return dict(load_processor(folder).image_processor(images=drawn, return_tensors="pt"))
-
-
-def noise(model: nn.Module) -> dict[str, Tensor]:
-    """Make a picture for a model that comes without a processor."""
-    config, vision = model.config, model.config.vision_config
-    size = vision.image_size
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    sizes = [1, getattr(vision, "num_channels", 3), height, width]
-    if grid := getattr(config, "image_grid_pinpoints", None):  # tiles of one picture
-        sizes.insert(1, image_size_to_num_patches([height, width], grid, height))
-    elif "pixel_attention_mask" in inspect.signature(model.forward).parameters:  # samples first
-        sizes.insert(0, 1)
-    pixels = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
-    made = {"pixel_values": pixels, "image_sizes": torch.tensor([[height, width]])}
-    return {name: made[name] for name in taken(model.get_image_features, made)}
 
 
 def visual_tokens(model: nn.Module, pixels: Mapping[str, Tensor]) -> list[Tensor]:
