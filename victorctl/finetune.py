@@ -245,7 +245,7 @@ def _train(training: Training, run: Run) -> Log:
     settings, state = training.plan.settings, training.state
     optimizer = make_optimizer(training.parameters, settings)
     log: Log = state.restore(training.parameters, optimizer) if run.resume else []
-    by_runs = "image" in training.model.by_runs
+    by_runs = "image" in training.distillation.model.by_runs
     made = batches(training.plan, training.processor, len(log), by_runs=by_runs)
     with (
         finish_the_step() as wish,
