@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from victorctl.modeling_victor import VISUAL, Tokens, VictorLlava
+from victorctl.modeling_victor import VISUAL, Tokens, VictorMixin
 
 
 class Places(NamedTuple):
@@ -85,7 +85,7 @@ class Method(ABC):
         return min(visual, images * self.count)
 
     @contextmanager
-    def acting(self, model: VictorLlava, rows: Sequence[int]) -> Iterator[None]:
+    def acting(self, model: VictorMixin, rows: Sequence[int]) -> Iterator[None]:
         """Put this method in the place of Victor for a while.
 
         Args:
