@@ -24,6 +24,15 @@ LONGEST_HEADER = 100_000_000  # bytes, by the format's definition
 CHUNK = 1 << 20  # bytes; a multiple of every number's size
 NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 INTEGERS = {"I64": "int64", "I32": "int32", "U8": "uint8"}  # that this package writes itself
+BITS = {  # of one number of every format that safetensors has
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("BOOL", "I8", "U8"), 8),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
+}
 INFINITY = {  # unsigned type of the same size, and the bits of infinity; NaN's are higher
     "F64": (np.uint64, 0x7FF0000000000000),
     "F32": (np.uint32, 0x7F800000),
@@ -62,7 +71,7 @@ def read_entries(file: Path) -> list[Entry]:
     try:
         entries = [_entry(name, of, first) for name, of in json.loads(header).items()]
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise VictorError(f"{file}: not a safetensors file", fix=AGAIN) from error
+        raise VictorError(f"{file}: not a safetensors file ({error})", fix=AGAIN) from error
     entries = [entry for entry in entries if entry is not None]
     entries.sort(key=lambda entry: (entry.start, entry.stop))
     starts = [first, *(entry.stop for entry in entries)]
@@ -77,10 +86,18 @@ def read_entries(file: Path) -> list[Entry]:
 
 
 def _entry(name: str, value: dict[str, Any], first: int) -> Entry | None:
+    """Read what a header says of a tensor.
+
+    Raises:
+        ValueError: If it cannot be, such as bytes that are more or fewer than its numbers need.
+    """
     if name == "__metadata__":
         return None
-    start, stop = value["data_offsets"]
-    return Entry(name, value["dtype"], tuple(value["shape"]), first + start, first + stop)
+    (start, stop), shape = value["data_offsets"], tuple(value["shape"])
+    bits = math.prod(shape) * BITS[value["dtype"]]
+    if min(start, *shape, 0) < 0 or bits != 8 * (stop - start):
+        raise ValueError(f"{name}: {shape} of {value['dtype']} in {stop - start} bytes")
+    return Entry(name, value["dtype"], shape, first + start, first + stop)
 
 
 def _read_header(file: Path) -> tuple[bytes, int]:

@@ -1,0 +1,260 @@
+"""Folders that are damaged or lie, each made from a sound one by one twist."""
+
+import json
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+Twist = Callable[[Path], Any]
+INDEX = "model.safetensors.index.json"
+EMBEDDING = "model.language_model.embed_tokens.weight"  # ends so in every layout
+
+
+class Bomb:
+    """What runs when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path("boom").touch, ()
+
+
+def shards(folder: Path) -> list[Path]:
+    """List the weight files."""
+    return sorted(folder.glob("model-*.safetensors"))
+
+
+def header(change: Callable[[dict[str, Any]], Any]) -> Twist:
+    """Change the header of the first shard, its payload left as it is."""
+
+    def twist(folder: Path) -> None:
+        file = shards(folder)[0]
+        data = file.read_bytes()
+        length = struct.unpack("<Q", data[:8])[0]
+        content = json.loads(data[8 : 8 + length])
+        text = json.dumps(change(content) or content).encode()
+        file.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+
+    return twist
+
+
+def entry(**changes: Any) -> Twist:
+    """Change the header's entry of one tensor."""
+
+    def change(content: dict[str, Any]) -> None:
+        name = max(key for key in content if key != "__metadata__")
+        content[name] |= changes
+
+    return header(change)
+
+
+def index(change: Callable[[dict[str, Any]], Any]) -> Twist:
+    """Change the index."""
+
+    def twist(folder: Path) -> None:
+        content = json.loads((folder / INDEX).read_text())
+        (folder / INDEX).write_text(json.dumps(change(content) or content))
+
+    return twist
+
+
+def mapped(change: Callable[[dict[str, str]], Any]) -> Twist:
+    """Change the index's map of tensors to files."""
+    return index(lambda content: change(content["weight_map"]) and None)
+
+
+def named(file: str) -> Twist:
+    """Let the index say that a tensor is in another file."""
+
+    def change(names: dict[str, str]) -> None:
+        names[min(names)] = file
+
+    return mapped(change)
+
+
+def tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Twist:
+    """Change the tensors of the first shard, and its index with them."""
+
+    def twist(folder: Path) -> None:
+        file = shards(folder)[0]
+        state = load_file(file)
+        state = change(state) or state
+        save_file(state, file, metadata={"format": "pt"})
+        content = json.loads((folder / INDEX).read_text())
+        names = content["weight_map"]
+        for name in [name for name, where in names.items() if where == file.name]:
+            del names[name]
+        names |= dict.fromkeys(state, file.name)
+        (folder / INDEX).write_text(json.dumps(content))
+
+    return twist
+
+
+def config(**changes: Any) -> Twist:
+    """Change `config.json`."""
+
+    def twist(folder: Path) -> None:
+        content = json.loads((folder / "config.json").read_text()) | changes
+        (folder / "config.json").write_text(json.dumps(content))
+
+    return twist
+
+
+def text_config(**changes: Any) -> Twist:
+    """Change `text_config` in `config.json`."""
+
+    def twist(folder: Path) -> None:
+        content = json.loads((folder / "config.json").read_text())
+        content["text_config"] |= changes
+        (folder / "config.json").write_text(json.dumps(content))
+
+    return twist
+
+
+def write(name: str, data: bytes) -> Twist:
+    """Put a file in place of another."""
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def first(do: Callable[[Path], Any]) -> Twist:
+    """Do something to the first shard."""
+    return lambda folder: do(shards(folder)[0])
+
+
+def only_pickles(folder: Path) -> None:
+    """Leave pickles alone, which do something when they are opened."""
+    for file in (*shards(folder), folder / INDEX):
+        file.unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+
+
+def scaled(state: dict[str, torch.Tensor], value: float) -> None:
+    """Put one number somewhere into the last tensor."""
+    state[max(state)].view(-1)[-1] = value
+
+
+def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Give every tensor another name."""
+    return {f"other.{name}": value for name, value in state.items()}
+
+
+def without_one(state: dict[str, torch.Tensor]) -> None:
+    """Take a tensor away."""
+    del state[max(state)]
+
+
+def one_more(state: dict[str, torch.Tensor]) -> None:
+    """Add a tensor that nobody asks for."""
+    state["model.language_model.extra.weight"] = torch.ones(2)
+
+
+def transposed(state: dict[str, torch.Tensor]) -> None:
+    """Turn a matrix that is not square."""
+    name = max(name for name, value in state.items() if value.dim() == 2 and len(set(value.shape)) == 2)
+    state[name] = state[name].T.contiguous()
+
+
+def integers(state: dict[str, torch.Tensor]) -> None:
+    """Store numbers of another kind."""
+    state[max(state)] = state[max(state)].to(torch.int32)
+
+
+def too_long(file: Path) -> None:
+    """Add bytes that belong to nothing."""
+    file.write_bytes(file.read_bytes() + b"tail")
+
+
+def cut(file: Path, count: int) -> None:
+    """Take bytes off the end."""
+    file.write_bytes(file.read_bytes()[:-count])
+
+
+HOSTILE: dict[str, tuple[Twist, str]] = {
+    # files
+    "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
+    "config cut": (first(lambda p: cut(p.parent / "config.json", 9)), "config.json: not JSON"),
+    "config of bytes": (write("config.json", b"\xff\xfe\x00"), "config.json: not JSON"),
+    "config a list": (write("config.json", b"[1]"), "config.json: not a JSON object"),
+    "no index": (lambda f: (f / INDEX).unlink(), "index.json is missing"),
+    "no shard": (first(Path.unlink), "is missing, and model.safetensors.index.json names it"),
+    "no shards": (lambda f: [p.unlink() for p in shards(f)], "is missing, and .* names it"),
+    "shard a folder": (first(lambda p: (p.unlink(), p.mkdir())), "is missing, and .* names it"),
+    "link to nothing": (first(lambda p: (p.unlink(), p.symlink_to("/nowhere"))), "a link to a file"),
+    "pickles alone": (only_pickles, "no weights but pytorch_model.bin, a pickle"),
+    "an adapter": (write("adapter_config.json", b"{}"), "an adapter of PEFT"),
+    "generation cut": (write("generation_config.json", b'{"a"'), "generation_config.json: not JSON"),
+    # a shard's header
+    "empty shard": (first(lambda p: p.write_bytes(b"")), "truncated within its header"),
+    "seven bytes": (first(lambda p: p.write_bytes(b"1234567")), "truncated within its header"),
+    "LFS pointer": (first(lambda p: p.write_bytes(b"version https://git-lfs")), "Git LFS pointer"),
+    "a pickle inside": (first(lambda p: p.write_bytes(pickle.dumps(Bomb()))), "header|safetensors"),
+    "cut in the header": (first(lambda p: p.write_bytes(p.read_bytes()[:40])), "truncated within"),
+    "endless header": (first(lambda p: p.write_bytes(b"\xff" * 64)), "not a safetensors file"),
+    "header no JSON": (
+        first(lambda p: p.write_bytes(struct.pack("<Q", 4) + b"{{{{")),
+        "not a safetensors file",
+    ),
+    "header a list": (header(lambda c: [1]), "not a safetensors file"),
+    "header of numbers": (header(lambda c: dict.fromkeys(c, 1)), "not a safetensors file"),
+    "negative start": (entry(data_offsets=[-8, 8]), "gaps|not a safetensors"),
+    "backwards": (entry(data_offsets=[64, 0]), "gaps|not a safetensors"),
+    "huge offsets": (entry(data_offsets=[0, 1 << 62]), "gaps|truncated"),
+    "offsets of words": (entry(data_offsets=["a", "b"]), "not a safetensors file"),
+    "one offset": (entry(data_offsets=[0]), "not a safetensors file"),
+    "overlap": (header(lambda c: [c[n].update(data_offsets=[0, 8]) for n in c if n != "__metadata__"] and None), "gaps|too long"),
+    "negative shape": (entry(shape=[-1, -32]), "shape|not a safetensors"),
+    "huge shape": (entry(shape=[1 << 40, 1 << 40]), "shape|not a safetensors"),
+    "shape of words": (entry(shape=["a"]), "not a safetensors file|shape"),
+    "other shape": (entry(shape=[3]), "shape"),
+    "unknown type": (entry(dtype="Q7"), "Q7|dtype|type"),
+    "wider type": (entry(dtype="F64"), "shape|bytes|type"),
+    "no type": (entry(dtype=None), "not a safetensors file|type"),
+    # its payload
+    "cut by a byte": (first(lambda p: cut(p, 1)), "truncated"),
+    "bytes too many": (first(too_long), "too long"),
+    "NaN": (tensors(lambda s: scaled(s, float("nan"))), "NaN or infinity"),
+    "infinity": (tensors(lambda s: scaled(s, float("-inf"))), "NaN or infinity"),
+    # tensors
+    "missing": (tensors(without_one), "missing|lacks"),
+    "one more": (tensors(one_more), "unexpected|extra"),
+    "renamed": (tensors(renamed), "missing|lacks|unexpected"),
+    "transposed": (tensors(transposed), "mismatched|shape"),
+    "re-typed": (tensors(integers), "int|I32|type"),
+    "twice": (
+        lambda f: save_file(load_file(shards(f)[0]), shards(f)[1], metadata={"format": "pt"}),
+        "in no shard|twice|two",
+    ),
+    # the index
+    "index no JSON": (write(INDEX, b"{"), "index.json: not JSON"),
+    "index a list": (write(INDEX, b"[]"), "index.json: not a JSON object"),
+    "no map": (index(lambda c: c.pop("weight_map") and None), "its weight_map names no files"),
+    "map of numbers": (index(lambda c: c | {"weight_map": {"a": 1}}), "its weight_map names no files"),
+    "empty map": (index(lambda c: c | {"weight_map": {}}), "missing|no weights|names no"),
+    "up and out": (named("../model.safetensors"), "lies outside of the folder"),
+    "absolute": (named("/etc/passwd"), "lies outside of the folder"),
+    "backslashes": (named("..\\model.safetensors"), "lies outside of the folder"),
+    "another kind": (named("model.bin"), "is no safetensors file"),
+    "our own name": (named("victor.safetensors"), "the name that registers are kept under"),
+    "a tensor in the wrong shard": (
+        mapped(lambda names: names.update({min(names): max(names.values())}) or True),
+        "in no shard|says",
+    ),
+    "a tensor of nowhere": (mapped(lambda names: names.update(ghost=max(names.values())) or True), "in no shard, such as ghost"),
+    # the configuration
+    "no type of model": (config(model_type=None), "names no model_type"),
+    "another model": (config(model_type="bert"), "is no LLaVA"),
+    "no text model": (config(text_config=None), "config.json"),
+    "another file of weights": (config(transformers_weights="x.bin"), "transformers_weights names"),
+    "quantised": (config(quantization_config={"quant_method": "awq"}), "quantised"),
+    "one layer": (text_config(num_hidden_layers=1), "layers|unexpected"),
+    "more layers": (text_config(num_hidden_layers=9), "missing"),
+    "negative layers": (text_config(num_hidden_layers=-3), "config.json|layers"),
+    "huge layers": (text_config(num_hidden_layers=10**9), "config.json|layers|missing"),
+    "no width": (text_config(hidden_size=0), "config.json|wide|width"),
+    "words for a width": (text_config(hidden_size="wide"), "cannot read it"),
+    "another width": (text_config(hidden_size=64), "mismatched|wide"),
+}
+"""Name, twist, and what the refusal says; every weight is read by its header alone."""
