@@ -265,13 +265,18 @@ class Victor(nn.Module):
         for gate in self.gates[start:stop]:
             gate.rows = rows
 
-    def idle(self) -> Tensor:
-        """Give a zero that every trained parameter has a part in: of a batch without an image.
+    def idle(self, hidden: Tensor) -> Tensor:
+        """Let all that is learned act at no token: in a batch without an image.
 
-        So its step has a gradient for each, as that of the batch on another GPU may have.
+        So every parameter has a gradient, of zero, and modules are called in the order of any other
+        batch: steps on several GPUs, one of which may have an image, need both.
+
+        Args:
+            hidden: Input of the first layer; its numbers do not change.
         """
-        trained = [parameter.sum() for parameter in self.parameters() if parameter.requires_grad]
-        return 0 * sum(trained, start=torch.zeros(()))
+        nowhere = torch.empty(0, dtype=torch.long, device=hidden.device)
+        self.open_gates(0, len(self.gates), nowhere)
+        return hidden + self.registers(0).sum().to(hidden)
 
     def keep_gates(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
         """Make a checkpointing function compute a layer again with the gates as they were.
@@ -773,7 +778,7 @@ class VictorText(Mixed):
         valid = None if cache is None else valid_tokens(attention_mask, inputs_embeds)
         self.victor.open_gates(0, len(self.layers), None)
         if self.training and torch.is_grad_enabled() and self.victor.enabled:
-            inputs_embeds = inputs_embeds + self.victor.idle().to(inputs_embeds)  # changes nothing
+            inputs_embeds = self.victor.idle(inputs_embeds)
         output = super().forward(
             attention_mask=attention_mask,
             position_ids=position_ids,
