@@ -80,7 +80,9 @@ def test_runs_of_another_recipe_or_model_are_not_mixed_in(done, tmp_path, monkey
     before = (tmp_path / "demo-small.json").read_bytes()
     monkeypatch.setattr(measure, "made_of", lambda recipe: {"source_sha256": "another"})
 
-    with pytest.raises(SystemExit, match=r"demo-small.json: runs of another recipe or model\n  fix:"):
+    with pytest.raises(
+        SystemExit, match=r"demo-small.json: runs of another recipe or model\n  fix:"
+    ):
         measure.study("demo/small", OUT)
 
     assert (tmp_path / "demo-small.json").read_bytes() == before

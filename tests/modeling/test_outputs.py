@@ -1,10 +1,10 @@
 """What else comes out of a forward, and what can be done with a model besides calling it.
 
 Faults planted and caught: hooks never installed; hooks installed only for arguments; the state at
-the cut counted twice; states chosen slice by slice; states of the sequence, not the caller's; a
-copy's hooks stay with the original; registers not cast to the hidden type; adapters not cast; gates
-closed after the forward; gates not kept for a layer that is computed again; the cache passed on
-under its old name only, and under its new name only.
+the cut counted twice; states chosen slice by slice; numbers out of range counted round; states of
+the sequence, not the caller's; a copy's hooks stay with the original; registers not cast to the
+hidden type; adapters not cast; gates closed after the forward; gates not kept for a layer that is
+computed again; the cache passed on under its old name only, and under its new name only.
 """
 
 import ast
@@ -59,20 +59,27 @@ def test_hidden_states_can_be_asked_for_in_the_configuration():
         assert all(map(torch.equal, output, expected))
 
 
-@pytest.mark.parametrize("chosen", [0, 2, -1, [1, -2]])
-def test_some_hidden_states_can_be_chosen_by_number(chosen):
-    model = shared("llama")
-    every = states(model)
+@pytest.mark.parametrize("asked", [2, -1, [0], [1, -2], [6, -1], [-7], [7], [9], [-8, 3], [-9]])
+@torch.no_grad()
+def test_hidden_states_that_are_chosen_by_number_are_those_of_the_native_class(asked):
+    # Which asks its vision tower by the same number, so it is given no image here.
+    model, native = shared("llama"), shared_native(text="llama")
+    every, expected = states(model), native(**inputs("abc"), output_hidden_states=asked)
 
-    with torch.no_grad():
-        some = model(**inputs(*BATCH), output_hidden_states=chosen).hidden_states
+    some = model(**inputs(*BATCH), output_hidden_states=asked).hidden_states
 
-    kept = {number % 7 for number in ([chosen] if isinstance(chosen, int) else chosen)}
-    if chosen == 0:
-        assert some is None  # as the native model: 0 is no
-        return
-    assert [number for number, state in enumerate(some) if state is not None] == sorted(kept)
-    assert all(torch.equal(some[number], every[number]) for number in kept)
+    assert len(some) == len(every) == 7
+    for ours, whole, theirs in zip(some, every, expected.hidden_states, strict=True):
+        assert (ours is None) == (theirs is None)
+        assert ours is None or torch.equal(ours, whole)
+
+
+@pytest.mark.parametrize("asked", [0, []])
+@torch.no_grad()
+def test_no_number_is_none(asked):
+    for prompts in (BATCH, ("abc",)):
+        output = shared("llama")(**inputs(*prompts), output_hidden_states=asked)
+        assert output.hidden_states is None
 
 
 @torch.no_grad()
@@ -189,7 +196,6 @@ def test_the_loss_is_the_mean_over_the_labels_of_all_rows(side):
     assert_close(loss, torch.stack(found).mean())
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("name", ["past_key_values", "cache"])
 @torch.no_grad()
 def test_a_cache_may_have_either_name_and_comes_back_under_that_of_the_native_class(name):
