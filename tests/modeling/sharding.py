@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import fully_shard
 
-from tests.victor_models import ALL, IMAGE, inputs, victor_llava
+from tests.victor_models import ALL, inputs, labelled, victor_llava
 from victorctl.modeling_victor import LowRank, Offset, Registers
 
 WAYS = {"layers": (), "Victor's own": (Registers, Offset, LowRank)}
@@ -44,9 +44,7 @@ def sharded(model: nn.Module, mesh: distributed.DeviceMesh, *, way: str) -> nn.M
 
 def loss_and_logits(model: nn.Module, prompts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """Ask for every text token of some prompts."""
-    batch = inputs(*prompts)
-    labels = batch["input_ids"].masked_fill(batch["input_ids"] == IMAGE, -100)
-    output = model.train()(**batch, labels=labels)
+    output = model.train()(**labelled(inputs(*prompts)))
     return output.loss, output.logits
 
 

@@ -11,12 +11,12 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from tests.modeling.laws import assert_close
 from tests.victor_models import (
     ALL,
-    IMAGE,
-    assert_close,
     each,
     inputs,
+    labelled,
     shared,
     shared_native,
     victor_llava,
@@ -103,13 +103,6 @@ def test_a_mask_is_not_needed_where_there_is_no_padding():
 
 
 # ---- Training ------------------------------------------------------------------------------------
-
-
-def labelled(batch):
-    """Ask for every text token but the first of each row, as in training."""
-    mask = batch["attention_mask"]
-    asked = (batch["input_ids"] != IMAGE) & (mask == 1) & (mask.cumsum(dim=1) > 1)
-    return {**batch, "labels": batch["input_ids"].masked_fill(~asked, -100)}
 
 
 def loss_and_gradients(model, batch):

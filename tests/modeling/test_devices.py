@@ -7,7 +7,6 @@ not call it.
 """
 
 import copy
-import hashlib
 from types import SimpleNamespace
 
 import accelerate
@@ -20,38 +19,19 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import register_fsdp_forward_method
 
 from tests.modeling import sharding
+from tests.modeling.laws import assert_close
 from tests.victor_models import (
     ALL,
-    IMAGE,
-    assert_close,
+    BATCH,
+    answers,
+    digests,
     inputs,
+    labelled,
+    logits,
     shared,
-    victor_folder,
     victor_llava,
 )
 from victorctl.modeling_victor import Gate, LowRank, Offset, VictorLlava
-
-BATCH = ("ab#cd", "#e#f", "gh")
-HOW = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": [2, IMAGE]}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return victor_folder(tmp_path_factory.mktemp("folder") / "tiny", victor_llava(**ALL))
-
-
-@torch.no_grad()
-def logits(model):
-    return model.eval()(**inputs(*BATCH)).logits
-
-
-def answers(model):
-    return model.eval().generate(**inputs(*BATCH), **HOW)
-
-
-def digests(folder):
-    return {file.name: hashlib.sha256(file.read_bytes()).digest() for file in folder.iterdir()}
-
 
 # ---- Offloaded -----------------------------------------------------------------------------------
 
@@ -225,11 +205,10 @@ def test_a_compiled_model_computes_the_same_numbers_and_gradients(small):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()  # of the whole process
     compiled = torch.compile(small, backend="eager")  # what is captured; the code is torch's
-    batch = inputs("ab#cd", "#e#f")
-    labels = batch["input_ids"].masked_fill(batch["input_ids"] == IMAGE, -100)
+    batch = labelled(inputs("ab#cd", "#e#f"))
 
     def run(model):
-        output = model(**batch, labels=labels)
+        output = model(**batch)
         gradients = torch.autograd.grad(output.loss, list(small.victor.parameters()))
         return output.logits.detach(), *gradients
 

@@ -7,7 +7,6 @@ no auto_map; hooks only on the first Linears; offsets hooked to one layer on loa
 pickled weights are read; a state without registers is written; it is refused too late.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -20,32 +19,11 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tests.tiny import tiny_llava
-from tests.victor_models import ALL, inputs, shared_native, victor_folder, victor_llava
+from tests.victor_models import ALL, digests, logits, shared_native, victor_folder, victor_llava
 from victorctl import modeling_victor
 from victorctl.modeling_victor import VictorLlava, write_config, write_indexes
 
 SHIPPED = Path(modeling_victor.__file__)
-BATCH = ("ab#cd", "#e#f", "gh")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return victor_llava("llama", drop_layer=3, **ALL)
-
-
-@pytest.fixture(scope="module")
-def folder(model, tmp_path_factory):
-    return victor_folder(tmp_path_factory.mktemp("folder") / "tiny-victor", model)
-
-
-@torch.no_grad()
-def logits(model):
-    return model.eval()(**inputs(*BATCH)).logits
-
-
-def digests(folder):
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def test_the_folder_holds_the_base_and_victor_beside_it(folder, model):

@@ -17,12 +17,13 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from tests.modeling.laws import assert_close
 from tests.victor_models import (
     ALL,
     IMAGE,
-    assert_close,
     ids,
     inputs,
+    labelled,
     masked_logits,
     shared,
     shared_native,
@@ -179,9 +180,7 @@ def test_the_inner_model_is_one_with_registers_too():
 @torch.no_grad()
 def test_the_loss_is_the_mean_over_the_labels_of_all_rows(side):
     model, native = shared("llama", adapted=True), shared_native(text="llama")
-    batch = inputs("ab#cd", "#e#f", side=side)
-    mask = batch["attention_mask"]
-    asked = (batch["input_ids"] != IMAGE) & (mask == 1) & (mask.cumsum(dim=1) > 1)
+    batch = labelled(inputs("ab#cd", "#e#f", side=side))
     found = []  # of b, c and d of the first row, e and f of the second: c, e and f follow images
     for prompt, first in (("ab#cd", 0), ("#e#f", 1)):
         tokens = ids(prompt)
@@ -190,7 +189,7 @@ def test_the_loss_is_the_mean_over_the_labels_of_all_rows(side):
             if token != IMAGE:
                 found.append(-logits[column].log_softmax(-1)[token])
 
-    loss = model(**batch, labels=batch["input_ids"].masked_fill(~asked, -100)).loss
+    loss = model(**batch).loss
 
     assert len(found) == 5
     assert_close(loss, torch.stack(found).mean())
@@ -223,9 +222,7 @@ def test_a_tuple_comes_back_where_one_is_asked_for():
 
 
 def gradients(model, **kwargs):
-    batch = inputs(*BATCH)
-    labels = batch["input_ids"].masked_fill(batch["input_ids"] == IMAGE, -100)
-    loss = model(**batch, labels=labels, **kwargs).loss
+    loss = model(**labelled(inputs(*BATCH)), **kwargs).loss
     return torch.autograd.grad(loss, list(model.victor.parameters()))
 
 
