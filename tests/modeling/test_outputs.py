@@ -314,23 +314,30 @@ def test_several_threads_run_one_model():
         assert_close(logits, alone[number % 2])
 
 
-def test_the_unconverted_model_runs_without_hooks():
-    model = victor_llava(**ALL)
-    layers = model.model.language_model.layers
+@pytest.mark.parametrize(
+    "made",
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+    ids=["copied", "pickled"],
+)
+def test_the_unconverted_model_runs_without_hooks(made):
+    first = victor_llava(**ALL)
+    model = made(first)
+    model.victor.attach(model.model.language_model.layers)  # they are hooked already
 
-    def hooks():
+    def hooks(model):
         return sum(
             len(module._forward_hooks) + len(module._forward_pre_hooks)
-            for module in layers.modules()
+            for module in model.model.language_model.layers.modules()
         )
 
-    assert hooks() == 6 * 7 + 1
+    assert hooks(model) == 6 * 7 + 1
     with model.registers_off():
-        assert hooks() == 0
+        assert hooks(model) == 0
         with model.registers_off():
-            assert hooks() == 0
-        assert hooks() == 0
-    assert hooks() == 6 * 7 + 1
+            assert hooks(model) == 0
+        assert hooks(model) == 0
+        assert hooks(first) == 6 * 7 + 1
+    assert hooks(model) == hooks(first) == 6 * 7 + 1
 
 
 def halved(model, dtype, *, masters=False):
