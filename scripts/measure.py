@@ -100,16 +100,16 @@ STUDIES = {
             {"train.steps": 1600},
             {"train.rung": "deep"},
             {"train.hidden": 1.0},
-            {"victor.drop_layer": 3},
             {"victor.drop_layer": 4},
             {"victor.registers": 16},
-            {"victor.registers": 32},
             {
                 "train.rung": "deep",
                 "victor.drop_layer": 4,
                 "victor.registers": 16,
                 "train.steps": 1600,
             },
+            {"victor.drop_layer": 3},
+            {"victor.registers": 32},
         ),
     ),
 }
