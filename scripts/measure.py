@@ -33,7 +33,7 @@ from victorctl.sources import open_source
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 PLOT = ROOT / "docs" / "images" / "registers.png"
-SMOL = Path.home() / ".cache" / "victorctl" / "smol" / "smol-84"
+SMOL = Path.home() / ".cache" / "victorctl" / "smol" / "smol-84"  # from scripts/smol/build.py
 SOURCES = {"demo": "demo", "smol": str(SMOL)}
 LOCAL = ("out", "report", "folder")  # paths on this machine, of no use to a reader
 

@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     CLIPVisionConfig,
     Dinov2Config,
+    Dinov2WithRegistersConfig,
     DynamicCache,
     GPTNeoXConfig,
     LlamaConfig,
@@ -49,7 +50,8 @@ TOWER = {
     "image_size": 30,
     "patch_size": 6,
 }
-OTHER_SIZE = Dinov2Config(**TOWER | {"image_size": 54, "mlp_ratio": 2})  # than it sees: 30 pixels
+ANY_SIZE = TOWER | {"image_size": 54, "mlp_ratio": 2}  # trained on other pictures than those here
+OTHER_SIZE, WITH_REGISTERS = Dinov2Config(**ANY_SIZE), Dinov2WithRegistersConfig(**ANY_SIZE)
 # Two layers, no two widths equal, so small that every number can be worked by hand.
 BY_HAND = Shape(
     layers=2,
@@ -96,8 +98,14 @@ def count(config, text, build=LlavaForConditionalGeneration):
         (llava(CLIPVisionConfig(**TOWER), vision_feature_layer=[-2, -1]), 25),
         (llava(SiglipVisionConfig(**TOWER), vision_feature_select_strategy="full"), 25),
         (llava(OTHER_SIZE, image_seq_length=25), 25),
+        (llava(OTHER_SIZE, image_seq_length=26, vision_feature_select_strategy="full"), 26),
+        (llava(WITH_REGISTERS, image_seq_length=29), 29),
+        (llava(WITH_REGISTERS, image_seq_length=30, vision_feature_select_strategy="full"), 30),
     ],
-    ids=["clip", "clip with class token", "clip with two taps", "siglip", "dinov2, other size"],
+    ids=[
+        *("clip", "clip with class token", "clip with two taps", "siglip"),
+        *("dinov2", "dinov2 with class token", "dinov2 with registers", "dinov2 with both"),
+    ],
 )
 def test_an_unconverted_model_costs_what_pytorch_counts(config, visual):
     shape = shape_of(config)
@@ -203,3 +211,17 @@ def test_what_cannot_be_counted_is_said(config, omission):
 
     assert omission in " ".join(shape.omissions)
     assert tower_flops(shape) == projector_flops(shape) == 0
+
+
+@pytest.mark.parametrize(
+    ("vision", "tokens", "patches"),
+    [(OTHER_SIZE, 25, 25), (WITH_REGISTERS, 29, 25), (OTHER_SIZE, 81, None)],
+)
+def test_a_tower_that_is_counted_for_other_pictures_than_it_was_trained_on_says_so(
+    vision, tokens, patches
+):
+    said = {f"The tower is counted for {patches} patches, as image_seq_length says."}
+
+    assert set(shape_of(llava(vision, image_seq_length=tokens)).omissions) == (
+        said if patches else set()
+    )

@@ -144,7 +144,7 @@ def test_states_are_compared_by_direction_and_every_token_counts_alike():
     assert unlikeness(ours.bfloat16(), teacher.bfloat16()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("weights", [(0, 0, 1), (1, 0, 0)])
+@pytest.mark.parametrize("weights", [(0, 0, 1), (0, 1, 0), (1, 0, 0)])
 def test_the_teacher_is_asked_where_something_of_it_is_wanted(weights, monkeypatch):
     cross_entropy, distill, hidden = weights
     parts = {"cross_entropy": cross_entropy, "distill": distill, "hidden": hidden}
@@ -155,9 +155,9 @@ def test_the_teacher_is_asked_where_something_of_it_is_wanted(weights, monkeypat
 
     losses = student(collate([encode(ROWS[0], tiny_processor())], 0))
 
-    assert len(asked) == hidden
-    assert losses.total == (losses.hidden if hidden else losses.cross_entropy)
-    assert losses.distill == 0
+    assert len(asked) == distill + hidden
+    assert losses.total == sum(getattr(losses, name) * weight for name, weight in parts.items())
+    assert (losses.distill > 0) == (distill > 0)
     assert (losses.hidden > 0) == (hidden > 0)
 
 

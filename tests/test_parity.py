@@ -11,7 +11,7 @@ from tests.tiny import VISUAL_TOKENS, tiny_llava, tiny_model
 from victorctl import parity
 from victorctl.checkpoint import read_config
 from victorctl.errors import CheckFailed, VictorError
-from victorctl.families import FAMILIES
+from victorctl.families import BACKBONES, FAMILIES
 from victorctl.features import noise
 
 SIZES = {
@@ -57,30 +57,42 @@ STATE = "not every layer keeps keys and values of its own"
 MULTIPLIED = {"embedding_multiplier": 12.0}
 
 
-@pytest.mark.parametrize(
-    ("kind", "more", "name", "why"),
-    [
-        ("granite", MULTIPLIED, "GraniteModel", SAYS),
-        ("granite", {**MULTIPLIED, "dtype": torch.bfloat16}, "GraniteModel", SAYS),
-        ("granite", {"embedding_multiplier": 1.05, "dtype": torch.float16}, "GraniteModel", SAYS),
-        ("granitemoe", {**MULTIPLIED, "num_local_experts": 2}, "GraniteMoeModel", SAYS),
-        ("nanochat", {}, "NanoChatModel", SAYS),
-        ("gpt_neox", {}, "GPTNeoXModel", NAMES),
-        ("phi", {}, "PhiModel", NAMES),
-        ("persimmon", {}, "PersimmonModel", NAMES),
-        ("lfm2", {}, "Lfm2Model", NAMES),
-        ("jamba", {}, "JambaModel", NAMES),
-        ("recurrent_gemma", {}, "RecurrentGemmaModel", NAMES),
-        ("gpt2", {}, "GPT2Model", NAMES),
-        ("qwen3_next", {"num_experts": 2}, "Qwen3NextModel", STATE),
-    ],
+SHARED = {
+    **{"num_kv_shared_layers": 2, "layer_types": ["full_attention"] * 6},
+    **{"vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 8},
+}
+REFUSED = (
+    ("granite", MULTIPLIED, "GraniteModel", SAYS),
+    ("granite", {**MULTIPLIED, "dtype": torch.bfloat16}, "GraniteModel", SAYS),
+    ("granite", {"embedding_multiplier": 1.05, "dtype": torch.float16}, "GraniteModel", SAYS),
+    ("granitemoe", {**MULTIPLIED, "num_local_experts": 2}, "GraniteMoeModel", SAYS),
+    ("nanochat", {}, "NanoChatModel", SAYS),
+    ("gpt_neox", {}, "GPTNeoXModel", NAMES),
+    ("phi", {}, "PhiModel", NAMES),
+    ("persimmon", {}, "PersimmonModel", NAMES),
+    ("lfm2", {}, "Lfm2Model", NAMES),
+    ("jamba", {}, "JambaModel", NAMES),
+    ("recurrent_gemma", {}, "RecurrentGemmaModel", NAMES),
+    ("gpt2", {}, "GPT2Model", NAMES),
+    ("qwen3_next", {"num_experts": 2}, "Qwen3NextModel", STATE),
+    ("gemma3n_text", {**SHARED, "laurel_rank": 4}, "Gemma3nTextModel", STATE),
+    ("gemma4_text", SHARED, "Gemma4TextModel", STATE),
 )
+
+
+@pytest.mark.parametrize(("kind", "more", "name", "why"), REFUSED)
 def test_text_models_that_do_not_run_in_slices_are_refused_by_name(kind, more, name, why):
     with (
         torch.inference_mode(),
         pytest.raises(VictorError, match=f"the text model {name} cannot be run in slices.*{why}"),
     ):
         parity.check_slices(text_model(kind, **more), 2)
+
+
+def test_every_text_model_that_the_table_refuses_is_among_them():
+    tried = {kind for kind, *_ in REFUSED} - {"gpt2"}  # which no table names
+
+    assert tried == {known.model_type for known in BACKBONES if known.refused}
 
 
 def test_damaged_weights_are_not_mistaken_for_a_text_model_that_cannot_be_cut():

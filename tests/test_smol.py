@@ -5,12 +5,11 @@ Needs the folder that `python scripts/smol/build.py` writes where nothing else i
 A fault met on the way and caught: a processor that pads on the right.
 """
 
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from scripts.measure import SMOL
 from scripts.smol.perplexity import perplexity
 from victorctl import checkpoint, convert, finetune
 from victorctl.data.scenes import scene
@@ -24,10 +23,9 @@ pytestmark = pytest.mark.real
 @pytest.fixture(scope="module")
 def source():
     """The unconverted model's folder."""
-    folder = Path.home() / ".cache" / "victorctl" / "smol" / "smol-84"
-    if not (folder / "config.json").is_file():
-        pytest.skip(f"no model in {folder}; python scripts/smol/build.py makes it")
-    return folder
+    if not (SMOL / "config.json").is_file():
+        pytest.skip(f"no model in {SMOL}; python scripts/smol/build.py makes it")
+    return SMOL
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import hashlib
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
+from tests.modeling.laws import hook_offset, hook_update
 from tests.tiny import VISUAL_TOKENS, tiny_model, tiny_processor
 from victorctl.modeling_victor import CACHE, VictorLlava
 
@@ -18,7 +21,7 @@ ADAPTER = {"rank": 4, "alpha": 6.0, "layers": "all"}  # alpha != rank, so that t
 ALL = {"adapter": ADAPTER, "deep": True}  # everything that may be learned beside registers
 ENDS = 2  # the id of "</s>"
 PLAIN = {"max_new_tokens": 5, "do_sample": False, "suppress_tokens": [IMAGE, ENDS]}
-CLOSE = 3e-5  # of the largest value: what single precision leaves after six layers
+BATCH = ("ab#cd", "#e#f", "gh")  # one image, two, and none
 
 
 def victor_llava(  # noqa: PLR0913
@@ -85,6 +88,12 @@ def victor_folder(folder: Path, model: VictorLlava, **how: Any) -> Path:
     return folder
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """Hash every file of a folder."""
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
 # ---- Prompts -------------------------------------------------------------------------------------
 
 
@@ -124,10 +133,25 @@ def each(*prompts: str) -> list[dict[str, Tensor]]:
     return [inputs(prompt, first=first) for prompt, first in zip(prompts, seen, strict=True)]
 
 
-def assert_close(ours: Tensor, expected: Tensor, tolerance: float = CLOSE) -> None:
-    """Compare two tensors; the tolerance is a share of the largest expected value."""
-    scale = float(expected.detach().abs().max())
-    torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance * scale)
+def labelled(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Ask for every text token but the first of each row, as in training."""
+    mask = batch["attention_mask"]
+    asked = (batch["input_ids"] != IMAGE) & (mask == 1) & (mask.cumsum(dim=1) > 1)
+    return {**batch, "labels": batch["input_ids"].masked_fill(~asked, -100)}
+
+
+# ---- What models say -----------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> Tensor:
+    """Compute a batch's logits."""
+    return model.eval()(**inputs(*BATCH)).logits
+
+
+def answers(model: nn.Module) -> Tensor:
+    """Let a model continue a batch by a few tokens."""
+    return model.eval().generate(**inputs(*BATCH), **PLAIN)
 
 
 def generate(
@@ -207,11 +231,8 @@ def masked_logits(
     late = early.masked_fill(full.where("visual"), closed)
     for index, layer in enumerate(text.layers):
         mask = early if index < settings["drop_layer"] else late
-        offset = victor.get(f"victor.offsets.{index}.weight")
-        if offset is not None:
-            hidden[0, full.where("register")] += offset.repeat(count, 1)
         with ExitStack() as hooks:
-            for hook in low_rank_hooks(layer, index, victor, settings, full.where("register")):
+            for hook in learned_hooks(layer, index, victor, settings, full.where("register")):
                 hooks.callback(hook.remove)
             hidden = layer(
                 hidden,
@@ -228,27 +249,19 @@ def masked_logits(
     }
 
 
-def low_rank_hooks(
+def learned_hooks(
     layer: nn.Module,
     index: int,
     victor: dict[str, Tensor],
     settings: dict[str, Any],
     register: Tensor,
-) -> list[Any]:
-    """Add up @ down @ x * alpha / rank to every Linear of a layer, at register rows only."""
-
-    def hook_for(down: Tensor, up: Tensor, scale: float) -> Any:
-        def hook(module: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
-            update = torch.einsum("oi,bti->bto", up @ down * scale, given[0])
-            return output + update * register[:, None]
-
-        return hook
-
-    hooks = []
+) -> Iterator[Any]:
+    """Let offsets and updates, up @ down * alpha / rank, act in a layer at register rows only."""
+    offset = victor.get(f"victor.offsets.{index}.weight")
+    if offset is not None:
+        yield hook_offset(layer, offset, register)
     for name, module in layer.named_modules():
         key = f"victor.adapters.{index}.linears.{name.replace('.', '-')}"
         if f"{key}.down" in victor:
             scale = settings["adapter"]["alpha"] / settings["adapter"]["rank"]
-            hook = hook_for(victor[f"{key}.down"], victor[f"{key}.up"], scale)
-            hooks.append(module.register_forward_hook(hook))
-    return hooks
+            yield hook_update(module, victor[f"{key}.up"] @ victor[f"{key}.down"] * scale, register)

@@ -30,7 +30,8 @@ class Tower:
     patches: int
     patch_values: int
     """Numbers in one patch: its pixels times the colour channels."""
-    class_token: bool
+    others: int
+    """Tokens beside the patches: of the class, and the tower's own registers."""
     pooling_head: bool
     """One query attends to all patches after the last layer, as SigLIP does."""
 
@@ -84,9 +85,9 @@ def shape_of(config: Any) -> Shape:
     """
     text = config.get_text_config()
     vision = getattr(config, "vision_config", None)
-    tower, omissions = _tower_of(vision, getattr(config, "image_seq_length", None))
-    taps = getattr(config, "vision_feature_layer", -1)
     whole = getattr(config, "vision_feature_select_strategy", "default") == "full"
+    tower, omissions = _tower_of(vision, getattr(config, "image_seq_length", None), whole=whole)
+    taps = getattr(config, "vision_feature_layer", -1)
     dtype = str(getattr(config, "dtype", None) or text.dtype).removeprefix("torch.")
     return Shape(
         layers=text.num_hidden_layers,
@@ -100,12 +101,19 @@ def shape_of(config: Any) -> Shape:
         value_bytes=VALUE_BYTES.get(dtype, 4),
         tower=tower,
         features=tower.width * (1 if isinstance(taps, int) else len(taps)) if tower else 0,
-        projected=tower.patches + (whole and tower.class_token) if tower else 0,
+        projected=tower.patches + _other_features(tower.others, whole=whole) if tower else 0,
         omissions=(*omissions, *_approximations(text)),
     )
 
 
-def _tower_of(vision: Any, tokens: int | None) -> tuple[Tower | None, tuple[str, ...]]:
+def _other_features(others: int, *, whole: bool) -> int:
+    """Count what is projected beside the patches: without the first token unless `whole`."""
+    return others if whole else max(0, others - 1)
+
+
+def _tower_of(
+    vision: Any, tokens: int | None, *, whole: bool
+) -> tuple[Tower | None, tuple[str, ...]]:
     """Read a tower's sizes; `tokens` is how many the model's configuration expects of a picture."""
     if vision is None:
         return None, ()
@@ -122,17 +130,19 @@ def _tower_of(vision: Any, tokens: int | None) -> tuple[Tower | None, tuple[str,
         return None, (f"The {kind} tower is not counted: its MLP has a gate.",)
     siglip = kind.startswith("siglip")
     patches = (vision.image_size // vision.patch_size) ** 2
+    others = 0 if siglip else 1 + getattr(vision, "num_register_tokens", 0)
     notes = ()
-    if kind in ANY_SIZE and tokens and tokens != patches:
-        notes = (f"The tower is counted for {tokens} patches, as many as image_seq_length says.",)
-        patches = tokens
+    expected = (tokens or 0) - _other_features(others, whole=whole)
+    if kind in ANY_SIZE and tokens and expected != patches:
+        notes = (f"The tower is counted for {expected} patches, as image_seq_length says.",)
+        patches = expected
     return Tower(
         layers=vision.num_hidden_layers,
         width=vision.hidden_size,
         mlp=sizes["intermediate_size"],
         patches=patches,
         patch_values=vision.patch_size**2 * getattr(vision, "num_channels", 3),
-        class_token=not siglip,
+        others=others,
         pooling_head=siglip and getattr(vision, "vision_use_head", True),
     ), notes
 
@@ -221,7 +231,7 @@ def tower_flops(shape: Shape) -> int:
     if shape.tower is None:
         return 0
     tower = shape.tower
-    tokens, width = tower.patches + tower.class_token, tower.width
+    tokens, width = tower.patches + tower.others, tower.width
     embedding = 2 * tower.patches * tower.patch_values * width
     layer = 4 * tokens * width * (2 * width + tower.mlp) + 4 * tokens**2 * width
     head = 4 * width * (width + tokens * width + tokens + tower.mlp)

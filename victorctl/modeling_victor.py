@@ -33,6 +33,7 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
 
 if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 23):
     raise ImportError(
@@ -96,28 +97,30 @@ class Gate(threading.local):
 
 
 class AtRegisters(nn.Module):
-    """Something learned that `add` adds at registers only: no other token's arithmetic changes.
+    """Something learned that acts at registers only: no other token's arithmetic changes.
 
     Args:
         gate: Of the decoder layer that it acts in.
     """
 
-    hook = "forward"  # or "forward_pre", to change what a module is given
-
     def __init__(self, gate: Gate) -> None:
         super().__init__()
         self.gate = gate
+        self.handle: RemovableHandle | None = None
+
+    def hook(self, module: nn.Module) -> RemovableHandle:
+        """Hook to a module."""
+        raise NotImplementedError
 
     def attach(self, module: nn.Module) -> None:
-        """Hook `add` to a module; nothing happens where it is hooked already."""
-        if self.add not in getattr(module, f"_{self.hook}_hooks").values():
-            getattr(module, f"register_{self.hook}_hook")(self.add)
+        """Act in a module, once, and nowhere else."""
+        self.detach()
+        self.handle = self.hook(module)
 
-    def detach(self, module: nn.Module) -> None:
-        """Take the hook away; nothing happens where there is none."""
-        hooks = getattr(module, f"_{self.hook}_hooks")
-        for key in [key for key, hook in hooks.items() if hook == self.add]:
-            del hooks[key]
+    def detach(self) -> None:
+        """Act nowhere."""
+        if self.handle is not None:
+            self.handle.remove()
 
 
 class Offset(AtRegisters):
@@ -127,8 +130,6 @@ class Offset(AtRegisters):
     instead of replacing it is this project's.
     """
 
-    hook = "forward_pre"
-
     def __init__(self, layer: nn.Module, count: int, width: int, gate: Gate) -> None:
         super().__init__(gate)
         self.weight = nn.Parameter(torch.empty(count, width))
@@ -137,6 +138,10 @@ class Offset(AtRegisters):
     def forward(self, images: int) -> Tensor:
         """Give every image its own copy of the offsets [images * r, d]."""
         return self.weight.repeat(images, 1)
+
+    def hook(self, layer: nn.Module) -> RemovableHandle:
+        """Hook to a decoder layer."""
+        return layer.register_forward_pre_hook(self.add)
 
     def add(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Add the offsets to a layer's input, below the drop: there every image has all of r."""
@@ -166,6 +171,10 @@ class LowRank(AtRegisters):
         """Map register states [rows, in] to their update, not yet scaled [rows, out]."""
         low = functional.linear(inputs, self.down.to(inputs))
         return functional.linear(low, self.up.to(inputs))
+
+    def hook(self, linear: nn.Linear) -> RemovableHandle:
+        """Hook to a Linear."""
+        return linear.register_forward_hook(self.add)
 
     def add(self, linear: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         """Add the update to a Linear's output at the rows of its layer's gate (a forward hook)."""
@@ -249,8 +258,8 @@ class Victor(nn.Module):
 
     def detach(self, layers: nn.ModuleList) -> None:
         """Take the hooks away, so that the unconverted model runs as fast as the native class."""
-        for learned, module in self._hooked(layers):
-            learned.detach(module)
+        for learned, _ in self._hooked(layers):
+            learned.detach()
 
     def _hooked(self, layers: nn.ModuleList) -> Iterator[tuple[AtRegisters, nn.Module]]:
         for index, offset in self.offsets.items():
@@ -267,13 +276,18 @@ class Victor(nn.Module):
         for gate in self.gates[start:stop]:
             gate.rows = rows
 
-    def idle(self) -> Tensor:
-        """Give a zero that every trained parameter has a part in: of a batch without an image.
+    def idle(self, hidden: Tensor) -> Tensor:
+        """Let all that is learned act at no token: in a batch without an image.
 
-        So its step has a gradient for each, as that of the batch on another GPU may have.
+        So every parameter has a gradient, of zero, and modules are called in the order of any other
+        batch: steps on several GPUs, one of which may have an image, need both.
+
+        Args:
+            hidden: Input of the first layer; its numbers do not change.
         """
-        trained = [parameter.sum() for parameter in self.parameters() if parameter.requires_grad]
-        return 0 * sum(trained, start=torch.zeros(()))
+        nowhere = torch.empty(0, dtype=torch.long, device=hidden.device)
+        self.open_gates(0, len(self.gates), nowhere)
+        return hidden + self.registers(0).sum().to(hidden)
 
     def keep_gates(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
         """Make a checkpointing function compute a layer again with the gates as they were.
@@ -804,7 +818,7 @@ class VictorText(Mixed):
         valid = None if cache is None else valid_tokens(attention_mask, inputs_embeds)
         self.victor.open_gates(0, len(self.layers), None)
         if self.training and torch.is_grad_enabled() and self.victor.enabled:
-            inputs_embeds = inputs_embeds + self.victor.idle().to(inputs_embeds)  # changes nothing
+            inputs_embeds = self.victor.idle(inputs_embeds)
         output = super().forward(
             attention_mask=attention_mask,
             position_ids=position_ids,

@@ -125,10 +125,10 @@ def each(case: Case, *prompts: str) -> list[dict[str, Tensor]]:
     return [inputs(case, prompt, first=first) for prompt, first in zip(prompts, seen, strict=True)]
 
 
-def assert_close(found: Tensor, expected: Tensor) -> None:
+def assert_close(found: Tensor, expected: Tensor, tolerance: float = CLOSE) -> None:
     """Compare two tensors; the tolerance is a share of the largest expected value."""
-    scale = float(expected.abs().max())
-    torch.testing.assert_close(found, expected, rtol=0, atol=CLOSE * scale)
+    scale = float(expected.detach().abs().max())
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * scale)
 
 
 @contextmanager

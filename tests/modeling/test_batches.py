@@ -1,13 +1,26 @@
 """A row of a batch computes what it computes alone, whatever stands beside it.
 
 Faults planted and caught: registers of absent images are valid; late padding attended; only the
-first image trains the registers; adapters learn through a detached input.
+first image trains the registers; adapters learn through a detached input; text alone trains
+nothing; text alone has its part in what is learned where nothing is trained, or is off.
 """
+
+import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 
-from tests.victor_models import IMAGE, assert_close, each, inputs, shared, victor_llava
+from tests.modeling.laws import assert_close
+from tests.victor_models import (
+    ALL,
+    each,
+    inputs,
+    labelled,
+    shared,
+    shared_native,
+    victor_llava,
+)
 
 BACKBONES = ("llama", "qwen2", "mistral", "gemma")
 PROMPTS = ("ab#cd", "abc", "#a#bcde", "ab##c", "#")  # 3 to 37 tokens
@@ -92,13 +105,6 @@ def test_a_mask_is_not_needed_where_there_is_no_padding():
 # ---- Training ------------------------------------------------------------------------------------
 
 
-def labelled(batch):
-    """Ask for every text token but the first of each row, as in training."""
-    mask = batch["attention_mask"]
-    asked = (batch["input_ids"] != IMAGE) & (mask == 1) & (mask.cumsum(dim=1) > 1)
-    return {**batch, "labels": batch["input_ids"].masked_fill(~asked, -100)}
-
-
 def loss_and_gradients(model, batch):
     batch = labelled(batch)
     loss = model(**batch).loss
@@ -147,10 +153,54 @@ def test_the_gradient_of_a_register_is_the_slope_of_the_loss():
     assert float(losses[0] - losses[1]) / 2e-3 == pytest.approx(float(slope), rel=1e-3)
 
 
-def test_a_batch_without_images_has_no_gradient_for_registers():
-    model = shared("llama", adapted=True)
+# ---- Training on text alone ----------------------------------------------------------------------
 
-    loss = model(**labelled(inputs("abcd", "ef"))).loss
-    gradients = torch.autograd.grad(loss, list(model.victor.parameters()), allow_unused=True)
 
-    assert all(gradient is None for gradient in gradients)
+@pytest.fixture
+def learning():
+    """A model of which only what Victor adds is trained."""
+    model = victor_llava(**ALL).train().requires_grad_(False)
+    model.victor.requires_grad_(True)
+    return model
+
+
+TEXT = labelled(inputs("abcd", "ef"))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_training_on_text_alone_gives_all_that_is_learned_a_gradient_of_zero(
+    learning, checkpointing
+):
+    if checkpointing:
+        learning.activation_checkpointing_enable({"use_reentrant": False})
+
+    loss = learning(**TEXT).loss
+    loss.backward()
+
+    assert torch.equal(loss, copy.deepcopy(shared_native(text="llama")).train()(**TEXT).loss)
+    gradients = {
+        name: each.grad for name, each in learning.named_parameters() if each.grad is not None
+    }
+    assert gradients.keys() == {f"victor.{name}" for name, _ in learning.victor.named_parameters()}
+    assert not any(gradient.any() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("mode", ["eval", "no_grad", "registers_off"])
+def test_where_nothing_is_trained_text_alone_calls_nothing_that_is_learned(learning, mode):
+    def called(module, given):
+        pytest.fail(f"{module} was called")
+
+    for part in learning.victor.modules():
+        part.register_forward_pre_hook(called)
+    contexts = {
+        "eval": nullcontext,
+        "no_grad": torch.no_grad,
+        "registers_off": learning.registers_off,
+    }
+
+    with contexts[mode]():
+        output = learning.train(mode != "eval")(**TEXT)
+
+    assert not output.loss.requires_grad
+    native = copy.deepcopy(shared_native(text="llama")).train(mode != "eval")
+    assert torch.equal(output.logits, native(**TEXT).logits)

@@ -14,10 +14,10 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from tests.modeling.laws import assert_close
 from tests.victor_models import (
     IMAGE,
     PLAIN,
-    assert_close,
     each,
     generate,
     ids,

@@ -1,51 +1,37 @@
 """A model that lies elsewhere: partly on the disk, in shards, or as compiled code.
 
 Faults planted and caught: a register's parameter read outside of its module; the class named as
-sharding names it; hooks left out of what is compiled.
+sharding names it; hooks left out of what is compiled; parameters, updates, offsets or registers
+left on their own device; a batch without an image that has no gradient for what is learned, or does
+not call it.
 """
 
 import copy
-import hashlib
+from types import SimpleNamespace
 
 import accelerate
 import pytest
 import torch
-from torch import distributed
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from torch import distributed, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import register_fsdp_forward_method
 
+from tests.modeling import sharding
+from tests.modeling.laws import assert_close
 from tests.victor_models import (
     ALL,
-    IMAGE,
-    assert_close,
+    BATCH,
+    answers,
+    digests,
     inputs,
+    labelled,
+    logits,
     shared,
-    victor_folder,
     victor_llava,
 )
-from victorctl.modeling_victor import LowRank, Offset, Registers, VictorLlava
-
-BATCH = ("ab#cd", "#e#f", "gh")
-HOW = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": [2, IMAGE]}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return victor_folder(tmp_path_factory.mktemp("folder") / "tiny", victor_llava(**ALL))
-
-
-@torch.no_grad()
-def logits(model):
-    return model.eval()(**inputs(*BATCH)).logits
-
-
-def answers(model):
-    return model.eval().generate(**inputs(*BATCH), **HOW)
-
-
-def digests(folder):
-    return {file.name: hashlib.sha256(file.read_bytes()).digest() for file in folder.iterdir()}
-
+from victorctl.modeling_victor import Gate, LowRank, Offset, VictorLlava
 
 # ---- Offloaded -----------------------------------------------------------------------------------
 
@@ -77,6 +63,44 @@ def test_weights_may_come_to_the_device_one_module_at_a_time(folder):
     assert torch.equal(answers(model), answers(whole))
 
 
+# ---- On several devices --------------------------------------------------------------------------
+
+
+def moved(part, device):
+    """Put a part of a model elsewhere, as `device_map` does: its results stay there."""
+    return add_hook_to_module(part, AlignDevicesHook(execution_device=device))
+
+
+@pytest.mark.parametrize("hooked", [False, True], ids=["parameters", "results too"])
+@torch.no_grad()
+def test_what_is_learned_comes_to_the_device_of_the_layer_that_it_acts_in(hooked):
+    # Fake tensors hold no numbers, but they are as strict about devices as any, without a GPU.
+    with FakeTensorMode():
+        gate, hidden = Gate(), torch.empty(2, 5, 8, device="cuda")
+        gate.rows = torch.tensor([1, 2, 3, 6, 7, 8])  # two images with three registers each
+        layer = nn.Linear(8, 4, bias=False)
+        layer.weight = nn.Parameter(torch.empty(4, 8, device="cuda"))
+        for learned in (LowRank(layer, 2, 1.5, gate), Offset(layer, 3, 8, gate)):
+            assert {part.device.type for part in learned.parameters()} == {"cpu"}
+            if hooked:
+                moved(learned, "cpu")
+
+        assert layer(hidden).device.type == "cuda"
+
+
+@torch.no_grad()
+def test_registers_come_to_the_device_of_the_embeddings():
+    model = victor_llava(**ALL)
+    expected = logits(model)
+
+    def elsewhere(module, given, registers):  # all that can be done with them is to bring them
+        return SimpleNamespace(to=lambda device: registers.to(device))
+
+    model.victor.registers.register_forward_hook(elsewhere)
+
+    assert torch.equal(logits(model), expected)
+
+
 # ---- In shards -----------------------------------------------------------------------------------
 
 
@@ -90,39 +114,26 @@ def mesh(tmp_path_factory):
     distributed.destroy_process_group()
 
 
-def sharded(model, mesh, *, also):
-    """Shard a copy layer by layer, as is usual, and what is left as one."""
-    model = copy.deepcopy(model)
-    parts = [part for part in model.modules() if isinstance(part, also)]
-    for part in (*parts, *model.model.language_model.layers, model):
-        fully_shard(part, mesh=mesh)
-    register_fsdp_forward_method(model, "generate")  # which does not begin with a forward
-    return model
-
-
 def step(model, optimizer):
-    batch = inputs(*BATCH)
-    labels = batch["input_ids"].masked_fill(batch["input_ids"] == IMAGE, -100)
-    output = model.train()(**batch, labels=labels)
-    output.loss.backward()
-    gradients = {name: whole(each.grad) for name, each in model.named_parameters()}
+    loss, logits = sharding.loss_and_logits(model, BATCH)
+    loss.backward()
+    gradients = {name: sharding.whole(each.grad) for name, each in model.named_parameters()}
     optimizer.step()
     optimizer.zero_grad()
-    return output.logits, gradients
+    return logits, gradients
 
 
-def whole(tensor):
-    if tensor is None:
-        return torch.zeros(())
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+def same(one, other):
+    return one is other if one is None else torch.equal(one, other)
 
 
 # Since transformers 5.24 the native class, too, hands out the pictures' features: views of one.
 @pytest.mark.filterwarnings(r"ignore:FSDP2-wrapped module \(FSDPVictorLlava\) returned a view")
-@pytest.mark.parametrize("also", [(), (Registers, Offset, LowRank)], ids=["layers", "Victor's own"])
-def test_a_model_in_shards_trains_and_is_saved_like_any_other(also, folder, mesh, tmp_path):
+@pytest.mark.parametrize("way", sharding.WAYS)
+def test_a_model_in_shards_trains_and_is_saved_like_any_other(way, folder, mesh, tmp_path):
     plain = VictorLlava.from_pretrained(folder)
-    model = sharded(plain, mesh, also=also)
+    model = sharding.sharded(plain, mesh, way=way)
+    register_fsdp_forward_method(model, "generate")  # which does not begin with a forward
     assert all(hasattr(parameter, "full_tensor") for parameter in model.parameters())
 
     optimizers = [torch.optim.SGD(each.parameters(), lr=0.01) for each in (plain, model)]
@@ -131,7 +142,7 @@ def test_a_model_in_shards_trains_and_is_saved_like_any_other(also, folder, mesh
         ours = step(model, optimizers[1])
         assert torch.equal(ours[0], expected[0])
         assert ours[1].keys() == expected[1].keys()
-        assert all(torch.equal(ours[1][name], expected[1][name]) for name in ours[1])
+        assert all(map(same, ours[1].values(), expected[1].values()))
     assert torch.equal(answers(model), answers(plain))
     with model.registers_off(), plain.registers_off():
         assert torch.equal(logits(model), logits(plain))
@@ -140,6 +151,34 @@ def test_a_model_in_shards_trains_and_is_saved_like_any_other(also, folder, mesh
     model.save_pretrained(tmp_path / "ours", state_dict=state)
     plain.save_pretrained(tmp_path / "theirs")
     assert digests(tmp_path / "ours") == digests(tmp_path / "theirs")
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """What came of a step on two processes, by what was sharded, what trained and what seen."""
+    folder = tmp_path_factory.mktemp("two")
+    torch.multiprocessing.spawn(sharding.train_as_one_of_two, (folder,), nprocs=2)
+    return torch.load(folder / "found.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "trained", "batches"), sharding.every_case())
+def test_two_processes_train_as_one_that_sees_both_batches(two_processes, way, trained, batches):
+    # Of the mixed ones the second has no image: its process has to answer for what it does not use.
+    model = sharding.trainable(trained)
+    for prompts in sharding.BATCHES[batches]:
+        (sharding.loss_and_logits(model, prompts)[0] / 2).backward()
+
+    gradients, after = two_processes[way, trained, batches]
+
+    expected = sharding.take_step(model)
+    assert expected[0].keys() <= gradients.keys()
+    for name, ours in gradients.items():
+        assert_close(ours, expected[0].get(name, torch.zeros_like(ours)), 1e-4)
+        assert ours.any() or not name.startswith("victor.")
+    assert after.keys() == expected[1].keys()
+    for name, ours in after.items():
+        assert_close(ours, expected[1][name], 1e-4)
 
 
 # ---- Compiled ------------------------------------------------------------------------------------
@@ -163,12 +202,13 @@ def small():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of compiling, which is not ours
 def test_a_compiled_model_computes_the_same_numbers_and_gradients(small):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()  # of the whole process
     compiled = torch.compile(small, backend="eager")  # what is captured; the code is torch's
-    batch = inputs("ab#cd", "#e#f")
-    labels = batch["input_ids"].masked_fill(batch["input_ids"] == IMAGE, -100)
+    batch = labelled(inputs("ab#cd", "#e#f"))
 
     def run(model):
-        output = model(**batch, labels=labels)
+        output = model(**batch)
         gradients = torch.autograd.grad(output.loss, list(small.victor.parameters()))
         return output.logits.detach(), *gradients
 

@@ -4,7 +4,6 @@ Faults planted and caught: the file imports the package.
 """
 
 import ast
-import hashlib
 import json
 import os
 import subprocess
@@ -17,33 +16,11 @@ import torch
 from tests import backbones
 from tests.modeling import laws
 from tests.tiny import tiny_picture, tiny_processor
-from tests.victor_models import ALL, IMAGE, inputs, shared_native, victor_folder, victor_llava
+from tests.victor_models import BATCH, IMAGE, PLAIN, answers, digests, inputs, logits, shared_native
 from victorctl import modeling_victor
 
 SHIPPED = Path(modeling_victor.__file__)
-BATCH = ("ab#cd", "#e#f", "gh")
-HOW = {"max_new_tokens": 5, "do_sample": False, "suppress_tokens": [2, IMAGE]}
 MESSAGE = "what is this ?"
-
-
-@pytest.fixture(scope="module")
-def model():
-    return victor_llava("llama", **ALL)
-
-
-@pytest.fixture(scope="module")
-def folder(model, tmp_path_factory):
-    return victor_folder(tmp_path_factory.mktemp("folder") / "tiny-victor", model)
-
-
-@torch.no_grad()
-def logits(model):
-    return model.eval()(**inputs(*BATCH)).logits
-
-
-def digests(folder):
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 ELSEWHERE = """
@@ -114,7 +91,7 @@ def elsewhere(folder, question, tmp_path_factory):
     """What a process sees that has the folder and stock transformers, and nothing of ours."""
     work = tmp_path_factory.mktemp("elsewhere")
     torch.save(inputs(*BATCH), work / "batch.pt")
-    told = json.dumps([str(folder), str(work), HOW, str(work / "batch.pt"), question])
+    told = json.dumps([str(folder), str(work), PLAIN, str(work / "batch.pt"), question])
     run_elsewhere(work, "-c", ELSEWHERE, told)
     return torch.load(work / "result.pt", weights_only=False) | {"saved": work / "saved"}
 
@@ -133,7 +110,7 @@ def test_where_code_is_trusted_the_folder_is_a_victor_model(elsewhere, model):
     assert name == "VictorLlava"
     assert module.startswith("transformers_modules.")
     assert torch.equal(elsewhere["trusted"], logits(model))
-    assert torch.equal(elsewhere["trusted tokens"], model.generate(**inputs(*BATCH), **HOW))
+    assert torch.equal(elsewhere["trusted tokens"], answers(model))
 
 
 def test_where_code_is_not_trusted_the_folder_is_the_base(elsewhere):
@@ -141,7 +118,7 @@ def test_where_code_is_not_trusted_the_folder_is_the_base(elsewhere):
 
     assert elsewhere["plain class"][1] == "LlavaForConditionalGeneration"
     assert torch.equal(elsewhere["plain"], logits(native))
-    assert torch.equal(elsewhere["plain tokens"], native.generate(**inputs(*BATCH), **HOW))
+    assert torch.equal(elsewhere["plain tokens"], answers(native))
 
 
 def test_the_pipeline_answers_with_our_tokens(elsewhere, model, question):
@@ -153,7 +130,7 @@ def test_the_pipeline_answers_with_our_tokens(elsewhere, model, question):
         return_tensors="pt",
     )
 
-    expected = model.generate(**batch, **HOW)
+    expected = model.generate(**batch, **PLAIN)
 
     assert int((batch["input_ids"] == IMAGE).sum()) == 16
     assert elsewhere["pipe"][0]["generated_token_ids"].tolist() == expected[0].tolist()

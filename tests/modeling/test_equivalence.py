@@ -18,15 +18,8 @@ one register's offset for all; offsets add to text.
 import pytest
 import torch
 
-from tests.victor_models import (
-    IMAGE,
-    assert_close,
-    inputs,
-    masked_logits,
-    shared,
-    shared_native,
-    victor_llava,
-)
+from tests.modeling.laws import assert_close
+from tests.victor_models import IMAGE, inputs, masked_logits, shared, shared_native, victor_llava
 from victorctl.modeling_victor import REGISTER, TEXT, VISUAL, find_images
 
 BACKBONES = ("llama", "qwen2", "mistral", "gemma")

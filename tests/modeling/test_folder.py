@@ -4,10 +4,9 @@ Faults planted and caught: Victor's tensors in the base's file; one index for bo
 conversion; tensors only reported; an old model.safetensors left; the file not copied; config in the
 order of writing; all processes write; sizes of the index in elements; native class named as ours;
 no auto_map; hooks only on the first Linears; offsets hooked to one layer on load;
-pickled weights are read.
+pickled weights are read; a state without registers is written; it is refused too late.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -20,32 +19,11 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tests.tiny import tiny_llava
-from tests.victor_models import ALL, inputs, shared_native, victor_folder, victor_llava
+from tests.victor_models import ALL, digests, logits, shared_native, victor_folder, victor_llava
 from victorctl import modeling_victor
 from victorctl.modeling_victor import VictorLlava, write_config, write_indexes
 
 SHIPPED = Path(modeling_victor.__file__)
-BATCH = ("ab#cd", "#e#f", "gh")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return victor_llava("llama", drop_layer=3, **ALL)
-
-
-@pytest.fixture(scope="module")
-def folder(model, tmp_path_factory):
-    return victor_folder(tmp_path_factory.mktemp("folder") / "tiny-victor", model)
-
-
-@torch.no_grad()
-def logits(model):
-    return model.eval()(**inputs(*BATCH)).logits
-
-
-def digests(folder):
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def test_the_folder_holds_the_base_and_victor_beside_it(folder, model):
@@ -172,9 +150,39 @@ def test_only_the_main_process_writes(tmp_path):
     victor_llava().save_pretrained(tmp_path)
     before = digests(tmp_path)
 
-    victor_llava(registers=5).save_pretrained(tmp_path, is_main_process=False)
+    other = victor_llava(registers=5)
+    other.save_pretrained(tmp_path, is_main_process=False)
+    other.save_pretrained(tmp_path, is_main_process=False, state_dict={})  # as shards are gathered
 
     assert digests(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("named", "count"),
+    [
+        (lambda name: None if name.startswith("victor.") else name, 0),
+        (lambda name: f"_orig_mod.{name}", 0),
+        (lambda name: None if "registers" in name else name, 86),
+    ],
+    ids=["filtered", "compiled", "without one"],
+)
+def test_a_state_without_all_of_victors_tensors_is_refused_before_anything_is_touched(
+    model, named, count, tmp_path
+):
+    victor_llava(registers=5).save_pretrained(tmp_path / "old", max_shard_size="60KB")
+    before, state = digests(tmp_path / "old"), model.state_dict()
+    state = {named(name): tensor for name, tensor in state.items() if named(name)}
+    sentence = (
+        rf"has {count} of Victor's 87 tensors, .*\n  fix: pass names as in model.state_dict\(\), "
+        r"such as victor\.adapters\.0\.linears\.mlp-down_proj\.down, or no state_dict"
+    )
+
+    for place in ("old", "new"):
+        with pytest.raises(ValueError, match=sentence):
+            model.save_pretrained(tmp_path / place, state_dict=state)
+
+    assert digests(tmp_path / "old") == before
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -20,12 +20,12 @@ from transformers import (
     TextStreamer,
 )
 
+from tests.modeling.laws import assert_close
 from tests.tiny import tiny_model, tiny_processor
 from tests.victor_models import (
     ENDS,
     IMAGE,
     PLAIN,
-    assert_close,
     each,
     ids,
     inputs,

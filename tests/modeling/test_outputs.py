@@ -1,10 +1,10 @@
 """What else comes out of a forward, and what can be done with a model besides calling it.
 
 Faults planted and caught: hooks never installed; hooks installed only for arguments; the state at
-the cut counted twice; states chosen slice by slice; states of the sequence, not the caller's; a
-copy's hooks stay with the original; registers not cast to the hidden type; adapters not cast; gates
-closed after the forward; gates not kept for a layer that is computed again; the cache passed on
-under its old name only, and under its new name only.
+the cut counted twice; states chosen slice by slice; numbers out of range counted round; states of
+the sequence, not the caller's; a copy's hooks stay with the original; registers not cast to the
+hidden type; adapters not cast; gates closed after the forward; gates not kept for a layer that is
+computed again; the cache passed on under its old name only, and under its new name only.
 """
 
 import ast
@@ -17,12 +17,13 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from tests.modeling.laws import assert_close
 from tests.victor_models import (
     ALL,
     IMAGE,
-    assert_close,
     ids,
     inputs,
+    labelled,
     masked_logits,
     shared,
     shared_native,
@@ -59,20 +60,27 @@ def test_hidden_states_can_be_asked_for_in_the_configuration():
         assert all(map(torch.equal, output, expected))
 
 
-@pytest.mark.parametrize("chosen", [0, 2, -1, [1, -2]])
-def test_some_hidden_states_can_be_chosen_by_number(chosen):
-    model = shared("llama")
-    every = states(model)
+@pytest.mark.parametrize("asked", [2, -1, [0], [1, -2], [6, -1], [-7], [7], [9], [-8, 3], [-9]])
+@torch.no_grad()
+def test_hidden_states_that_are_chosen_by_number_are_those_of_the_native_class(asked):
+    # Which asks its vision tower by the same number, so it is given no image here.
+    model, native = shared("llama"), shared_native(text="llama")
+    every, expected = states(model), native(**inputs("abc"), output_hidden_states=asked)
 
-    with torch.no_grad():
-        some = model(**inputs(*BATCH), output_hidden_states=chosen).hidden_states
+    some = model(**inputs(*BATCH), output_hidden_states=asked).hidden_states
 
-    kept = {number % 7 for number in ([chosen] if isinstance(chosen, int) else chosen)}
-    if chosen == 0:
-        assert some is None  # as the native model: 0 is no
-        return
-    assert [number for number, state in enumerate(some) if state is not None] == sorted(kept)
-    assert all(torch.equal(some[number], every[number]) for number in kept)
+    assert len(some) == len(every) == 7
+    for ours, whole, theirs in zip(some, every, expected.hidden_states, strict=True):
+        assert (ours is None) == (theirs is None)
+        assert ours is None or torch.equal(ours, whole)
+
+
+@pytest.mark.parametrize("asked", [0, []])
+@torch.no_grad()
+def test_no_number_is_none(asked):
+    for prompts in (BATCH, ("abc",)):
+        output = shared("llama")(**inputs(*prompts), output_hidden_states=asked)
+        assert output.hidden_states is None
 
 
 @torch.no_grad()
@@ -172,9 +180,7 @@ def test_the_inner_model_is_one_with_registers_too():
 @torch.no_grad()
 def test_the_loss_is_the_mean_over_the_labels_of_all_rows(side):
     model, native = shared("llama", adapted=True), shared_native(text="llama")
-    batch = inputs("ab#cd", "#e#f", side=side)
-    mask = batch["attention_mask"]
-    asked = (batch["input_ids"] != IMAGE) & (mask == 1) & (mask.cumsum(dim=1) > 1)
+    batch = labelled(inputs("ab#cd", "#e#f", side=side))
     found = []  # of b, c and d of the first row, e and f of the second: c, e and f follow images
     for prompt, first in (("ab#cd", 0), ("#e#f", 1)):
         tokens = ids(prompt)
@@ -183,13 +189,12 @@ def test_the_loss_is_the_mean_over_the_labels_of_all_rows(side):
             if token != IMAGE:
                 found.append(-logits[column].log_softmax(-1)[token])
 
-    loss = model(**batch, labels=batch["input_ids"].masked_fill(~asked, -100)).loss
+    loss = model(**batch).loss
 
     assert len(found) == 5
     assert_close(loss, torch.stack(found).mean())
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("name", ["past_key_values", "cache"])
 @torch.no_grad()
 def test_a_cache_may_have_either_name_and_comes_back_under_that_of_the_native_class(name):
@@ -217,9 +222,7 @@ def test_a_tuple_comes_back_where_one_is_asked_for():
 
 
 def gradients(model, **kwargs):
-    batch = inputs(*BATCH)
-    labels = batch["input_ids"].masked_fill(batch["input_ids"] == IMAGE, -100)
-    loss = model(**batch, labels=labels, **kwargs).loss
+    loss = model(**labelled(inputs(*BATCH)), **kwargs).loss
     return torch.autograd.grad(loss, list(model.victor.parameters()))
 
 
@@ -311,23 +314,30 @@ def test_several_threads_run_one_model():
         assert_close(logits, alone[number % 2])
 
 
-def test_the_unconverted_model_runs_without_hooks():
-    model = victor_llava(**ALL)
-    layers = model.model.language_model.layers
+@pytest.mark.parametrize(
+    "made",
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+    ids=["copied", "pickled"],
+)
+def test_the_unconverted_model_runs_without_hooks(made):
+    first = victor_llava(**ALL)
+    model = made(first)
+    model.victor.attach(model.model.language_model.layers)  # they are hooked already
 
-    def hooks():
+    def hooks(model):
         return sum(
             len(module._forward_hooks) + len(module._forward_pre_hooks)
-            for module in layers.modules()
+            for module in model.model.language_model.layers.modules()
         )
 
-    assert hooks() == 6 * 7 + 1
+    assert hooks(model) == 6 * 7 + 1
     with model.registers_off():
-        assert hooks() == 0
+        assert hooks(model) == 0
         with model.registers_off():
-            assert hooks() == 0
-        assert hooks() == 0
-    assert hooks() == 6 * 7 + 1
+            assert hooks(model) == 0
+        assert hooks(model) == 0
+        assert hooks(first) == 6 * 7 + 1
+    assert hooks(model) == hooks(first) == 6 * 7 + 1
 
 
 def halved(model, dtype, *, masters=False):

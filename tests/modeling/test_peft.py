@@ -17,20 +17,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
-from tests.victor_models import ALL, IMAGE, assert_close, inputs, victor_folder, victor_llava
+from tests.modeling.laws import assert_close
+from tests.victor_models import BATCH, inputs, labelled, logits
 from victorctl.modeling_victor import VictorLlava
 
 # peft asks transformers by an old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
-BATCH = ("ab#cd", "#e#f")
 LINEARS = ("self_attn.q_proj", "mlp.down_proj")
 LORA = {"r": 2, "lora_alpha": 6, "target_modules": r".*language_model.*(q_proj|down_proj)"}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return victor_folder(tmp_path_factory.mktemp("folder") / "tiny", victor_llava(**ALL))
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +36,6 @@ def loaded(folder):
 @pytest.fixture
 def model(loaded):
     return copy.deepcopy(loaded)
-
-
-@torch.no_grad()
-def logits(model):
-    return model.eval()(**inputs(*BATCH)).logits
 
 
 def with_lora(model, **more):
@@ -67,12 +57,11 @@ def merged_by_hand(model, tuned):
 
 
 def train(model, steps=3):
-    batch = inputs(*BATCH)
-    labels = batch["input_ids"].masked_fill(batch["input_ids"] == IMAGE, -100)
+    batch = labelled(inputs(*BATCH))
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer, losses = torch.optim.Adam(learned, lr=0.02), []
     for _ in range(steps):
-        loss = model.train()(**batch, labels=labels).loss
+        loss = model.train()(**batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -4,7 +4,6 @@ Faults planted and caught: the file not copied; half a folder pushed.
 """
 
 import copy
-import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,23 +13,8 @@ from transformers import AutoModelForImageTextToText, dynamic_module_utils
 from transformers.utils import hub as transformers_hub
 
 from tests import hub
-from tests.victor_models import ALL, victor_folder, victor_llava
+from tests.victor_models import digests, victor_folder, victor_llava
 from victorctl.modeling_victor import VictorLlava
-
-
-@pytest.fixture(scope="module")
-def model():
-    return victor_llava("llama", **ALL)
-
-
-@pytest.fixture(scope="module")
-def folder(model, tmp_path_factory):
-    return victor_folder(tmp_path_factory.mktemp("folder") / "tiny-victor", model)
-
-
-def digests(folder):
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def test_registering_the_class_for_auto_changes_nothing_in_the_folder(

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from transformers import LlavaConfig, PixtralVisionConfig
 
+from tests.modeling.laws import assert_close
 from tests.tiny import tiny_model
-from tests.victor_models import ADAPTER, IMAGE, PLAIN, assert_close, ids
+from tests.victor_models import ADAPTER, IMAGE, PLAIN, ids
 from victorctl.modeling_victor import VictorLlava
 
 SIZES = ((24, 16), (16, 40), (32, 32), (8, 24))  # of the pictures in turn: height and width

@@ -10,25 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
 
+from tests.modeling.laws import assert_close
 from tests.tiny import tiny_rows
-from tests.victor_models import (
-    ALL,
-    IMAGE,
-    assert_close,
-    inputs,
-    pictures,
-    shared_native,
-    victor_folder,
-    victor_llava,
-)
+from tests.victor_models import inputs, labelled, logits, pictures, shared_native, victor_llava
 from victorctl.modeling_victor import VictorLlava
 
 ROWS = (("ab#cd", 0), ("#efg", 1), ("a#bcde", 2), ("#a#b", 3))  # and its first picture's number
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return victor_folder(tmp_path_factory.mktemp("folder") / "tiny", victor_llava(**ALL))
 
 
 @pytest.fixture
@@ -37,23 +24,17 @@ def model(folder):
     return AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
 
 
-def labelled(rows):
+def collated(rows):
     batch = inputs(*(prompt for prompt, _ in rows), side="right")
     batch["pixel_values"] = torch.cat(
         [pictures(prompt.count("#"), first) for prompt, first in rows]
     )
-    answers = (batch["input_ids"] != IMAGE) & batch["attention_mask"].bool()
-    return {**batch, "labels": batch["input_ids"].masked_fill(~answers, -100)}
+    return labelled(batch)
 
 
 @torch.no_grad()
 def loss(model):
-    return float(model.eval()(**labelled(ROWS)).loss)
-
-
-@torch.no_grad()
-def logits(model):
-    return model.eval()(**inputs("ab#cd", "#e#f")).logits
+    return float(model.eval()(**collated(ROWS)).loss)
 
 
 def freeze_base(model):
@@ -65,7 +46,7 @@ def trainer(model, folder, **how):
     how = {"max_steps": 10, "per_device_train_batch_size": 2, "learning_rate": 1e-2} | how
     quiet = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
     settings = TrainingArguments(folder, remove_unused_columns=False, **(quiet | how))
-    return Trainer(model=model, args=settings, train_dataset=ROWS * 8, data_collator=labelled)
+    return Trainer(model=model, args=settings, train_dataset=ROWS * 8, data_collator=collated)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from tests.victor_models import assert_close, generate, ids, inputs, pictures, shared
+from tests.modeling.laws import assert_close
+from tests.victor_models import generate, ids, inputs, pictures, shared
 from victorctl.modeling_victor import CACHE
 
 
