@@ -147,6 +147,9 @@ def convert(
     dtype: Annotated[str | None, setting("convert.dtype")] = None,
     verify: Annotated[str | None, setting("convert.verify")] = None,
     link: Annotated[bool | None, setting("convert.link")] = None,
+    vision_tower: Annotated[str | None, setting("convert.vision_tower")] = None,
+    base: Annotated[str | None, setting("convert.base")] = None,
+    image_aspect: Annotated[str | None, setting("convert.image_aspect")] = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     device: Device = Run.device,
@@ -168,6 +171,9 @@ def convert(
         "convert.dtype": dtype,
         "convert.verify": verify,
         "convert.link": link,
+        "convert.vision_tower": vision_tower,
+        "convert.base": base,
+        "convert.image_aspect": image_aspect,
     }
     settings = load_recipe(recipe, settings=changes, flags=flags)
     run = Run(

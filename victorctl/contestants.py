@@ -187,7 +187,9 @@ def _load_native(folder: Path, run: Run) -> PreTrainedModel:
 
 def _load_base(source: Source, run: Run) -> Base:
     fetch_weights(source, ["*.safetensors"])
-    if "victor" not in checkpoint.read_config(source.folder):
+    config = checkpoint.read_config(source.folder)
+    if "victor" not in config:
+        family_of(config, source.name)  # refuses LLaVA's original layout, with the way out
         checkpoint.check_plain(source.folder)
         return Base(_load_native(source.folder, run), source.name, native=True)
     if not lineage.base_intact(source.folder, checkpoint.hash_base(source.folder)):
@@ -215,7 +217,7 @@ def _find_parent(folder: Path) -> Source:
             found = named and _base_hash(other) == stages[0]["parent_sha256"]
         if found:
             return open_source(str(other))
-    if origin.get("commit"):
+    if origin.get("commit") and "layout" not in origin:
         return open_source(origin["name"], revision=origin["commit"])
     raise VictorError(
         f"{folder}: the weights of its base were changed, and nothing beside it holds them",
