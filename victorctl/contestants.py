@@ -12,6 +12,7 @@ from victorctl import checkpoint, lineage
 from victorctl.answering import Contestant, Greedy
 from victorctl.errors import VictorError
 from victorctl.families import family_of
+from victorctl.layouts.recognise import is_original
 from victorctl.methods import FLOOR, method
 from victorctl.methods.base import Method
 from victorctl.recipe import Recipe, Run
@@ -188,8 +189,9 @@ def _load_native(folder: Path, run: Run) -> PreTrainedModel:
 def _load_base(source: Source, run: Run) -> Base:
     fetch_weights(source, ["*.safetensors"])
     config = checkpoint.read_config(source.folder)
+    if is_original(config):
+        family_of(config, source.name)  # says what to do with it
     if "victor" not in config:
-        family_of(config, source.name)  # refuses LLaVA's original layout, with the way out
         checkpoint.check_plain(source.folder)
         return Base(_load_native(source.folder, run), source.name, native=True)
     if not lineage.base_intact(source.folder, checkpoint.hash_base(source.folder)):

@@ -215,8 +215,8 @@ def _ask(plan: Plan, files: Files, run: Run) -> Evidence | None:
     dtype = getattr(torch, weights.NAMES[files.cast]) if files.cast else "auto"
     how = {"dtype": dtype, "device": device, "attn": attention(run)}
     if full and plan.translation is not None:
-        stored = weights.NAMES[files.dtype]
-        source = original_model(plan.translation, plan.family, stored, **how)
+        how["dtype"] = getattr(torch, weights.NAMES[files.dtype])
+        source = original_model(plan.translation, plan.family, **how)
     else:
         source = parity.native_model(folder, plan.family, **how)
     with source as model:

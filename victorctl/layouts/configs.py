@@ -10,7 +10,7 @@ from typing import Any
 
 from victorctl.errors import VictorError
 from victorctl.layouts.recognise import text_type
-from victorctl.layouts.towers import Tower
+from victorctl.layouts.towers import Tower, own_fields
 
 CLASSES = {
     "llava": "LlavaForConditionalGeneration",
@@ -18,10 +18,8 @@ CLASSES = {
     "llava_onevision": "LlavaOnevisionForConditionalGeneration",
 }
 OLD_ROPE = ("rope_theta", "rope_scaling", "partial_rotary_factor")
-NOT_OF_TEXT = {
-    "_name_or_path", "architectures", "auto_map", "dtype", "model_type", "tie_word_embeddings",
-    "torch_dtype", "transformers_version", "use_cache",
-}  # fmt: skip
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+NOT_OF_TEXT = {"use_cache"}  # which LLaVA's training switches off
 CELLS = re.compile(r"\((\d+)x(\d+)\)")
 
 
@@ -94,7 +92,7 @@ def _text(config: Mapping[str, Any], place: str) -> dict[str, Any]:
     from transformers import CONFIG_MAPPING
 
     kind = text_type(config, place)
-    known = {*CONFIG_MAPPING[kind].__dataclass_fields__, *OLD_ROPE} - NOT_OF_TEXT
+    known = {*own_fields(CONFIG_MAPPING[kind]), *TOKENS, *OLD_ROPE} - NOT_OF_TEXT
     text = {key: value for key, value in config.items() if key in known}
     defaults = CONFIG_MAPPING[kind]().to_dict()
     for key in ("vocab_size", "hidden_size", "num_hidden_layers"):

@@ -1,4 +1,4 @@
-"""An original layout loaded by another way: transformers reads, renames and resizes, PEFT merges."""
+"""An original layout by another way: transformers reads, renames and resizes, PEFT merges."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,9 +32,8 @@ MERGED = 2**-5  # share of the largest logit that rounding a merged weight once 
 def original_model(
     translation: Translation,
     family: Family,
-    stored: str,
     *,
-    dtype: torch.dtype | str,
+    dtype: torch.dtype,
     device: torch.device,
     attn: str | None,
 ) -> Iterator[nn.Module]:
@@ -43,12 +42,10 @@ def original_model(
     Args:
         translation: Of the original.
         family: Whose native class it becomes.
-        stored: Name of the number format of most weights.
-        dtype: Number format to load in; auto: the stored one.
+        dtype: Number format to load in.
         device: Where to.
         attn: Attention.
     """
-    dtype = getattr(torch, stored) if dtype == "auto" else dtype
     with quiet_loading():
         model = _load(translation, getattr(transformers, family.native), dtype, attn)
         if translation.kind != "original":
@@ -67,6 +64,7 @@ def _load(
 ) -> PreTrainedModel:
     config = AutoConfig.for_model(**translation.config)
     config.text_config.vocab_size = translation.vocab
+    config.text_config.pad_token_id = None  # may be one of the new tokens
     return native.from_pretrained(
         (translation.base or translation.original).folder,
         config=config,

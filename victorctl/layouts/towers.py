@@ -106,13 +106,19 @@ def given_tower(source: Source) -> Tower:
     return Tower(_completed(own, kind), _colours(source, kind))
 
 
+def own_fields(known: type) -> set[str]:
+    """Name what a configuration has beside what all of them have."""
+    from transformers import PreTrainedConfig
+
+    return set(known.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
+
+
 def _completed(own: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Keep what describes the tower, with transformers' defaults for what is not said."""
     from transformers import CONFIG_MAPPING
 
     known = CONFIG_MAPPING[kind]
-    fields = {key: own[key] for key in known.__dataclass_fields__ if key in own}
-    config = {key: value for key, value in fields.items() if key not in ("dtype", "torch_dtype")}
+    config = {key: own[key] for key in own_fields(known) if key in own}
     defaults = known().to_dict()
     for key in ("hidden_size", "num_hidden_layers", "image_size", "patch_size"):
         config.setdefault(key, defaults[key])

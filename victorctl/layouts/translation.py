@@ -5,8 +5,9 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
+from weakref import finalize
 
 from victorctl.checkpoint import read_config
 from victorctl.errors import VictorError
@@ -22,6 +23,14 @@ TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "*.tiktoken")
 TERMS = ("LICENSE*", "NOTICE*")
 WHOSE = {"original-lora": (ADAPTER, "base_model_name_or_path"), "original-projector": (
     "config.json", "_name_or_path")}  # fmt: skip
+
+
+class Staging:
+    """A folder that goes with this object."""
+
+    def __init__(self) -> None:
+        self.folder = Path(mkdtemp(prefix="victorctl-"))
+        finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ class Translation:
     pad: bool
     """Whether pictures are padded to squares."""
     remarks: list[str]
-    keep: TemporaryDirectory
+    keep: Staging
 
     @property
     def has_tower(self) -> bool:
@@ -160,8 +169,8 @@ def translate(source: Source, settings: ConvertSection) -> Translation:
     )
     vocab = made["text_config"]["vocab_size"]
     made = prompts.with_tokens(made, tokenizer)
-    keep = TemporaryDirectory(prefix="victorctl-")
-    folder = Path(keep.name)
+    keep = Staging()
+    folder = keep.folder
     template = prompts.write_processor(folder, made, tower, tokenizer, pad=pad)
     _write(folder, source, made)
     remarks = [*_remarks(config, made, pad=pad), f"chat template: {template}"]
@@ -206,7 +215,7 @@ def _pads(
     if made["model_type"] != "llava":
         if settings.image_aspect == "pad":
             raise VictorError(
-                f"--image-aspect pad: {source_name} cuts pictures into tiles, and pads these anyway",
+                f"--image-aspect pad: {source_name} cuts pictures into tiles and pads them anyway",
                 fix="leave --image-aspect out",
             )
         return False
@@ -219,10 +228,10 @@ def _remarks(config: Mapping[str, Any], made: Mapping[str, Any], *, pad: bool) -
     """Say what was chosen about pictures."""
     aspect = config.get("image_aspect_ratio")
     if pad:
-        as_original = ", as in the original; --image-aspect keep: not" if aspect == "pad" else ""
+        as_original = ", as in the original (or --image-aspect keep)" if aspect == "pad" else ""
         yield f"pictures are padded to squares{as_original}"
     elif aspect == "pad":
-        yield "pictures are cropped, not padded to squares as in the original: --image-aspect pad"
+        yield "pictures are cropped, not padded to squares as in the original (--image-aspect pad)"
     if made["model_type"] == "llava" and "anyres" in str(aspect):
         yield "pictures are seen whole, not in tiles, as in llava-hf's copies of such models"
 
