@@ -82,7 +82,7 @@ def _count_numbers(source: Source) -> Counter[str]:
 def _count_original(translation: Translation) -> Counter[str]:
     """Count what the weights become that are there; nothing where they would have to be fetched."""
     numbers: Counter[str] = Counter()
-    for tensor in translation.plan().tensors if translation.is_here else ():
+    for tensor in translation.numbers() if translation.is_here else ():
         numbers[weights.NAMES[tensor.old.dtype]] += math.prod(tensor.shape)
     return numbers
 

@@ -68,11 +68,11 @@ class Adapter:
             )
 
 
-def read_adapter(folder: Path) -> Adapter:
-    """Read an adapter's settings and the names of its updates.
+def check_plain_lora(folder: Path) -> dict[str, Any]:
+    """Read an adapter's settings.
 
     Raises:
-        VictorError: If it is of another kind, or half of an update is missing.
+        VictorError: If it is of another kind.
     """
     settings = read_json(folder / ADAPTER) or {}
     for key, allowed in PLAIN.items():
@@ -82,6 +82,16 @@ def read_adapter(folder: Path) -> Adapter:
                 fix="merge it with LLaVA's own scripts/merge_lora_weights.py, and convert the "
                 "merged model",
             )
+    return settings
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read an adapter's settings and the names of its updates.
+
+    Raises:
+        VictorError: If it is of another kind, or half of an update is missing.
+    """
+    settings = check_plain_lora(folder)
     files = [folder / name for name in ADAPTERS if (folder / name).is_file()]
     if not files:
         problem = f"{folder}: neither {' nor '.join(ADAPTERS)}"

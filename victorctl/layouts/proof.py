@@ -1,5 +1,6 @@
 """An original layout by another way: transformers reads, renames and resizes, PEFT merges."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,8 +105,10 @@ def _merge(model: PreTrainedModel, folder: Path) -> None:
     from peft import LoraConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
     config = LoraConfig.from_pretrained(folder)
-    config.inference_mode, config.task_type = True, None
-    wrapped = get_peft_model(model.model.language_model, config)
+    config.inference_mode, config.task_type, config.base_model_name_or_path = True, None, None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of what PEFT still asks a model
+        wrapped = get_peft_model(model.model.language_model, config)
     state = {
         key.replace("base_model.model.model.", "base_model.model.", 1): tensor
         for key, tensor in load_peft_weights(str(folder), device="cpu").items()

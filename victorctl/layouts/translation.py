@@ -76,29 +76,30 @@ class Translation:
             VictorError: If a file is not whole, a tensor is missing or has no place, or there is no
                 vision tower.
         """
-        parts = list(self._parts())
+        adapter, parts = self._adapter(), list(self._parts())
         if not streams.has_tower(parts):
             parts += self._parts_of_tower()
-        found = self.plan(parts)
+        found = streams.plan(parts, adapter, self.config, self.vocab)
         if names.HEAD not in {tensor.name for tensor in found.tensors}:
             self._tie()
         streams.check_whole(found, self.config, self.vocab)
         return found
+
+    def numbers(self) -> Iterator[streams.Planned]:
+        """List what becomes of the weights that there are, whole or not."""
+        yield from streams.plan(list(self._parts()), None, self.config, self.vocab).tensors
+
+    def _adapter(self) -> lora.Adapter | None:
+        if self.kind != "original-lora":
+            return None
+        fetch_weights(self.original, files.ADAPTERS)
+        return lora.read_adapter(self.original.folder)
 
     def _tie(self) -> None:
         """Let the embeddings be the head, too, where the original holds none."""
         self.config["tie_word_embeddings"] = True
         self.config["text_config"]["tie_word_embeddings"] = True
         write_json(self.staged.folder / "config.json", self.config)
-
-    def plan(self, parts: list[Part] | None = None) -> Weights:
-        """Plan what becomes of the weights that there are, whole or not."""
-        parts = list(self._parts()) if parts is None else parts
-        adapter = None
-        if self.kind == "original-lora":
-            fetch_weights(self.original, files.ADAPTERS)
-            adapter = lora.read_adapter(self.original.folder)
-        return streams.plan(parts, adapter, self.config, self.vocab)
 
     def _parts(self) -> Iterator[Part]:
         rename = names.of_model(self.config)
@@ -158,6 +159,8 @@ def translate(source: Source, settings: ConvertSection) -> Translation:
     config = read_config(source.folder)
     check_supported(config, source.name)
     kind = kind_of(source)
+    if kind == "original-lora":
+        lora.check_plain_lora(source.folder)
     base = _base(source, kind, settings.base)
     given = open_source(settings.vision_tower) if settings.vision_tower else None
     place = f"{source.name}: config.json"
