@@ -175,7 +175,7 @@ def tokenizer(pad: str | None = None) -> PreTrainedTokenizerFast:
 def write_weights(
     folder: Path, state: Mapping[str, Tensor], *, shards: int = 1, pickled: bool = False
 ) -> None:
-    """Write tensors to one or more files, as safetensors or as pickles, with an index for several."""
+    """Write tensors to files of either kind, with an index where there are several."""
     names = list(state)
     stem, end = ("pytorch_model", "bin") if pickled else ("model", "safetensors")
     whole: dict[str, str] = {}

@@ -25,7 +25,6 @@ from victorctl.layouts.translation import translate
 from victorctl.recipe import ConvertSection
 from victorctl.sources import open_source
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft
 
 
@@ -109,7 +108,7 @@ def write_base(folder, model, **how):
 
 
 def trained(model, **settings):
-    """Put a LoRA that is not zero on every projection of a language model, as LLaVA's scripts do."""
+    """Put a LoRA that is not zero on every projection of a language model."""
     text = LlamaForCausalLM(model.config.text_config)
     text.load_state_dict(
         {
@@ -254,7 +253,9 @@ def test_an_update_that_does_not_fit_the_base_is_refused(tmp_path):
     tensors = load_file(file)
     name = next(name for name in tensors if "lora_A" in name)
     save_file(tensors | {name: torch.ones(4, 33)}, file)
-    with pytest.raises(VictorError, match="the update of model.layers.0.* does not fit the weight"):
+    with pytest.raises(
+        VictorError, match=r"the update of model\.layers\.0.* does not fit the weight"
+    ):
         run(tmp_path / "llava-lora", tmp_path / "out")
     save_file({key: one for key, one in tensors.items() if key != name}, file)
     with pytest.raises(VictorError, match="has no other half"):

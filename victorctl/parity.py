@@ -50,13 +50,6 @@ def native_model(
                 f"{folder}: {len(names)} {kind.split('_')[0]} tensors, such as {names[0]}",
                 fix="use a copy whose weights and config.json belong together",
             )
-    with freed(model, device) as model:
-        yield model
-
-
-@contextmanager
-def freed(model: nn.Module, device: torch.device) -> Iterator[nn.Module]:
-    """Move a model to a device for inference, and free it at the end."""
     try:
         with torch.inference_mode():
             yield model.to(device).eval()

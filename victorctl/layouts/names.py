@@ -21,7 +21,10 @@ RULES = tuple(
         (r"model\.mm_projector\.0\.(weight|bias)", rf"{PROJECTOR}linear_1.\1"),
         (r"model\.mm_projector\.2\.(weight|bias)", rf"{PROJECTOR}linear_2.\1"),
         (r"model\.(image_newline)", r"\1"),
-        (r"model\.((?:embed_tokens|layers|norm)\..+)", r"language_model.model.\1"),
+        (
+            r"model\.((?:embed_tokens|norm)\.weight|layers\.\d+\..+)",
+            r"language_model.model.\1",
+        ),
         (r"(lm_head\.weight)", r"language_model.\1"),
     )
 )

@@ -1,5 +1,6 @@
 """An original layout by another way: transformers reads, renames and resizes, PEFT merges."""
 
+import gc
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from victorctl.families import Family
 from victorctl.layouts import files
 from victorctl.layouts.towers import CLIP
 from victorctl.layouts.translation import Translation
-from victorctl.parity import freed
 
 KEYS = {  # in this order
     r"^model\.vision_tower\.vision_tower\.": "vision_tower.",
@@ -56,8 +56,12 @@ def original_model(
         if translation.kind == "original-lora":
             _merge(model, translation.original.folder)
         _resize(model, translation)
-    with freed(model, device) as model:
-        yield model
+    try:
+        with torch.inference_mode():
+            yield model.to(device).eval()
+    finally:
+        del model
+        gc.collect()
 
 
 def _load(
