@@ -49,6 +49,9 @@ KINDS = {  # target: classes, tower, `image_aspect_ratio`, `mm_patch_merge_type`
     "llava": (LlavaConfig, LlavaForConditionalGeneration, "clip", "pad", "flat"),
     "interleave": (LlavaConfig, LlavaForConditionalGeneration, "siglip", "anyres", "flat"),
     "next": (LlavaNextConfig, LlavaNextForConditionalGeneration, "clip", "anyres", "spatial_unpad"),
+    "next on siglip": (
+        LlavaNextConfig, LlavaNextForConditionalGeneration, "siglip", "anyres", "spatial_unpad",
+    ),
     "onevision": (
         LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, "siglip", "anyres_max_9",
         "spatial_unpad",
@@ -65,7 +68,7 @@ def know_tiny_towers(patch: Any) -> None:
 
 def native(kind: str = "llava", *, text: str = "llama", tied: bool = False) -> PreTrainedModel:
     """Build the model that an original holds, with the vocabulary as it was taught."""
-    config_class, model_class, tower, _, _ = KINDS[kind]
+    config_class, model_class, tower, _, merge = KINDS[kind]
     vocab = len(TAUGHT) + (60 if text == "qwen2" else 0)  # Qwen's has rows to spare
     words = CONFIG_MAPPING[text](
         vocab_size=vocab, hidden_size=32, intermediate_size=64, num_hidden_layers=6,
@@ -73,7 +76,7 @@ def native(kind: str = "llava", *, text: str = "llama", tied: bool = False) -> P
         bos_token_id=1, eos_token_id=2, tie_word_embeddings=tied,
     )  # fmt: skip
     clip = tower == "clip"
-    more = {"image_grid_pinpoints": GRID} if kind in ("next", "onevision") else {}
+    more = {"image_grid_pinpoints": GRID} if merge == "spatial_unpad" else {}
     config = config_class(
         text_config=words,
         vision_config=(CLIPVisionConfig if clip else SiglipVisionConfig)(

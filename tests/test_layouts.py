@@ -36,6 +36,7 @@ NATIVE = {
     "llava": LlavaForConditionalGeneration,
     "interleave": LlavaForConditionalGeneration,
     "next": LlavaNextForConditionalGeneration,
+    "next on siglip": LlavaNextForConditionalGeneration,
     "onevision": LlavaOnevisionForConditionalGeneration,
 }
 WAYS = {  # how the weights are written: arguments of `write_original`
@@ -218,6 +219,7 @@ def test_the_licence_comes_along_and_pickles_do_not(made):
     [
         ("interleave", "qwen2", 192),  # 155 rows and 2, up to 64s
         ("next", "mistral", 128),
+        ("next on siglip", "llama", 128),
         ("next", "qwen2", 155),  # has rows to spare, so it keeps its own
         ("onevision", "qwen2", 192),
     ],
@@ -228,7 +230,7 @@ def test_every_original_is_the_native_model_that_it_was_written_from(
 ):
     expected = originals.native(kind, text=text, tied=tied)
     more = {"tie_word_embeddings": False} if kind == "interleave" else {}  # only the weights tell
-    source = originals.write_original(tmp_path / "original", expected, kind, shards=2, **more)
+    source = originals.write_original(tmp_path / kind, expected, kind, shards=2, **more)
 
     translation = write_translated(source, tmp_path / "out")
 
@@ -278,6 +280,15 @@ def test_sizes_are_turned_only_where_not_every_one_is_there_both_ways(tmp_path):
         "one": [[64, 32], [64, 64]],
         "range": [[32, 32], [32, 64], [64, 32], [64, 64]],
     }
+
+
+def test_a_model_that_was_taught_on_several_pictures_sees_each_whole(tmp_path):
+    expected = originals.native("interleave", text="qwen2")
+    source = originals.write_original(
+        tmp_path / "llava-next-interleave", expected, "interleave",
+        mm_patch_merge_type="spatial_unpad",
+    )  # fmt: skip
+    assert translate(open_source(str(source)), ConvertSection()).config["model_type"] == "llava"
 
 
 # ---- Options -------------------------------------------------------------------------------------

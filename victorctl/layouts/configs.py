@@ -31,7 +31,8 @@ def target_of(config: Mapping[str, Any], place: str) -> str:
     """
     aspect = str(config.get("image_aspect_ratio") or "square")
     merge = str(config.get("mm_patch_merge_type") or "flat")
-    if "anyres" not in aspect or merge == "flat":
+    many = "interleave" in place.lower()  # taught on several pictures, each seen whole
+    if "anyres" not in aspect or merge == "flat" or many:
         return "llava"
     if merge != "spatial_unpad":
         raise VictorError(

@@ -201,7 +201,7 @@ def _processor(config: Mapping[str, Any], tower: Tower) -> dict[str, Any]:
         side = {"height": tower.config["image_size"], "width": tower.config["image_size"]}
         return common | {
             "processor_class": "LlavaOnevisionProcessor",
-            "num_image_tokens": tower.visual_tokens,
+            "num_image_tokens": tower.visual_tokens + tower.is_clip,  # the class token
             "video_token": VIDEO,
             "vision_aspect_ratio": config["vision_aspect_ratio"],
             "video_processor": {

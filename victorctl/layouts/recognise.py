@@ -9,6 +9,7 @@ from victorctl.layouts import files
 from victorctl.sources import ADAPTER, BASE_INDEX, BIN_INDEX, Source, file_names
 
 MARKS = ("mm_vision_tower", "mm_projector_type", "mm_hidden_size")
+OWN = re.compile(r"Llava\w+ForCausalLM")
 ARCHITECTURE = re.compile(r"(?:Llava)?(\w+?)ForCausalLM")
 BACKBONES = {
     "gemma": "gemma",
@@ -26,9 +27,8 @@ Kind = Literal["original", "original-lora", "original-projector"]
 
 def is_original(config: Mapping[str, Any]) -> bool:
     """Say whether a `config.json` is of an original layout; old ones say `llava`, too."""
-    named = any(str(name).startswith("Llava") for name in config.get("architectures") or ())
-    marked = any(key in config for key in MARKS)
-    return "text_config" not in config and (marked or (named and "CausalLM" in str(config)))
+    named = any(OWN.fullmatch(str(name)) for name in config.get("architectures") or ())
+    return "text_config" not in config and (named or any(key in config for key in MARKS))
 
 
 def kind_of(source: Source) -> Kind:
