@@ -228,7 +228,7 @@ def write_tower(folder: Path, model: PreTrainedModel) -> Path:
     """Write a model's vision tower as the folder of its own that it once was."""
     config = model.config.vision_config
     clip = config.model_type == "clip_vision_model"
-    tower = (CLIPVisionModel if clip else SiglipVisionModel)(config)
+    tower = (CLIPVisionModel if clip else SiglipVisionModel)(config).to(model.dtype)
     tower.load_state_dict(model.model.vision_tower.state_dict())
     folder.mkdir(parents=True)
     state = {f"vision_model.{name}": one for name, one in tower.state_dict().items()}

@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, LlamaForCausalLM
 
 from tests import originals
 from tests.converting import QUICK, left, run
-from tests.hub import serving
+from tests.hub import COMMIT, serving
 from tests.tiny import tiny_llava
 from victorctl import weights
 from victorctl.errors import VictorError
@@ -90,6 +90,22 @@ def test_a_tower_of_its_own_comes_before_one_that_is_given(tmp_path):
     save_file(other, tower / "model.safetensors")
     run(source, tmp_path / "out", flags={"convert.vision_tower": str(tower)})
     assert_is(tmp_path / "out", originals.native())
+
+
+def test_a_tower_in_another_number_format_keeps_it(tmp_path):
+    expected = originals.native()
+    tower = originals.write_tower(tmp_path / "clip", originals.native().bfloat16())
+    source = originals.write_original(tmp_path / "llava", expected, tower=False)
+    result = run(source, tmp_path / "out", flags={"convert.vision_tower": str(tower)})
+    assert result["parity"] == {"hashes_equal": True, "max_logit_difference": 0.0}
+    formats = {
+        name.split(".")[0]: tensor.dtype
+        for file in (tmp_path / "out").glob("model-*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
+    assert formats.pop("vision_tower") == torch.bfloat16
+    assert set(formats.values()) == {torch.float32}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"
 
 
 # ---- LoRA ----------------------------------------------------------------------------------------
@@ -222,6 +238,30 @@ def inspect_layout(folder, base):
         json.dumps(adapter | {"base_model_name_or_path": str(base)})
     )
     return inspect(str(folder))["layout"]
+
+
+def test_parts_are_fetched_from_the_hub_only_when_they_are_read(tmp_path, monkeypatch):
+    expected = originals.native()
+    models = {
+        "lmsys/vicuna": write_base(tmp_path / "vicuna", expected, pickled=True),
+        "openai/clip": originals.write_tower(tmp_path / "clip", expected),
+        "ada/lora": tmp_path / "lora",
+    }
+    write_lora(tmp_path / "lora", expected, "lmsys/vicuna")
+    flags = QUICK | {"convert.vision_tower": "openai/clip"}
+    with serving(monkeypatch, tmp_path / "cache", models) as hub:
+        dry = run("ada/lora", tmp_path / "out", flags=flags, dry_run=True)
+        assert not [name for name in hub.fetched if name.endswith((".bin", ".safetensors"))]
+        result = run("ada/lora", tmp_path / "out", flags=flags)
+    assert dry["layout"] == result["layout"] == "original-lora"
+    (entry,) = json.loads((tmp_path / "out" / "victor.json").read_text())["stages"]
+    assert entry["source"]["base"] == {"name": "lmsys/vicuna", "commit": COMMIT}
+    assert set(entry["source_files"]) == {
+        "lmsys/vicuna/pytorch_model.bin",
+        "openai/clip/model.safetensors",
+        "non_lora_trainables.bin",
+        "adapter_model.safetensors",
+    }
 
 
 @pytest.mark.parametrize(
