@@ -13,6 +13,7 @@ measured too, before and after.
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import shlex
@@ -24,7 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from victorctl import plots
+from victorctl.checkpoint import hash_base
 from victorctl.files import write_whole
+from victorctl.lineage import hash_of
+from victorctl.sources import open_source
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -79,7 +83,13 @@ STUDIES = {
     ),
     "smol/positions": Study(
         recipe="smol/victor",
-        shared={"train.steps": 60, "train.distill": 0, **QUESTIONS, "eval.limit": 400},
+        shared={
+            "train.steps": 60,
+            "train.batch_size": 4,
+            "train.distill": 0,
+            **QUESTIONS,
+            "eval.limit": 300,
+        },
         variants=STARTS,
     ),
     "demo/registers-study": Study(
@@ -87,19 +97,19 @@ STUDIES = {
         shared=QUESTIONS,
         variants=(
             {},
-            {"train.steps": 2400},
+            {"train.steps": 1600},
             {"train.rung": "deep"},
             {"train.hidden": 1.0},
-            {"victor.drop_layer": 3},
             {"victor.drop_layer": 4},
             {"victor.registers": 16},
-            {"victor.registers": 32},
             {
                 "train.rung": "deep",
                 "victor.drop_layer": 4,
                 "victor.registers": 16,
-                "train.steps": 2400,
+                "train.steps": 1600,
             },
+            {"victor.drop_layer": 3},
+            {"victor.registers": 32},
         ),
     ),
 }
@@ -184,8 +194,11 @@ def short(name: str) -> str:
 def study(name: str, out: Path) -> None:
     """Run every variant of a study that was not run yet, and keep each as soon as it is done."""
     file, chosen = file_of(name), STUDIES[name]
-    stored = json.loads(file.read_text())["runs"] if file.exists() else []
-    known = {tuple(each["commands"]): each for each in stored}
+    content = {"recipe": chosen.recipe, "made_of": made_of(chosen.recipe), "runs": []}
+    stored = json.loads(file.read_text()) if file.exists() else content
+    if stored["made_of"] != content["made_of"]:
+        sys.exit(f"{file}: runs of another recipe or model\n  fix: remove it")
+    known = {tuple(each["commands"]): each for each in stored["runs"]}
     wanted = [stages_of(chosen, variant, out) for variant in chosen.variants]
     runs = [known.get(tuple(typed(commands, out))) for commands in wanted]
     for place, commands in enumerate(wanted):
@@ -194,7 +207,17 @@ def study(name: str, out: Path) -> None:
             told = {stage: {key: found[stage][key] for key in KEPT[stage]} for stage in KEPT}
             runs[place] = {"changed": chosen.variants[place], "commands": typed(commands, out)}
             runs[place] |= told
-            keep(name, {"recipe": chosen.recipe, "runs": [each for each in runs if each]})
+            keep(name, {**content, "runs": [each for each in runs if each]})
+
+
+def made_of(recipe: str) -> dict[str, str]:
+    """Hash what every run of a study depends on beside its own settings."""
+    file = ROOT / "recipes" / f"{recipe}.yaml"
+    folder = open_source(SOURCES[model_of(recipe)]).folder
+    return {
+        "recipe_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "source_sha256": hash_of(hash_base(folder)),
+    }
 
 
 def stages_of(chosen: Study, variant: Settings, out: Path) -> dict[str, list[str]]:

@@ -45,12 +45,18 @@ def blocks() -> dict[Path, str]:
         ),
     )
     measured = {name: stored(f"demo-{name}") for name in RUNGS}
+    shown = join(*summary(measured), *studies("demo"), typed(measured))
     pages[README] = in_short(measured["victor"])
-    pages[DOCS / "results.md"] = join(*summary(measured), *studies("demo"), typed(measured))
+    if file_of("prefill").exists():
+        shown = join(shown, prefills(stored("prefill")))
+    pages[DOCS / "results.md"] = shown
     if file_of("smol-victor").exists():
         real = {"victor": stored("smol-victor")}
-        read = foretold(real["victor"]["perplexity"])
-        pages[DOCS / "smol.md"] = join(*summary(real), read, *studies("smol"), typed(real))
+        base = stored("smol-base")
+        read = foretold(base["untouched_perplexity"], real["victor"]["perplexity"])
+        pages[DOCS / "smol.md"] = join(
+            grown(base), *summary(real), read, *studies("smol"), typed({"base": base, **real})
+        )
     return pages
 
 
@@ -68,11 +74,9 @@ def stored(name: str) -> dict[str, Any]:
 
 
 def studies(model: str) -> Iterator[str]:
-    """Show what was run of a model's studies; `init` is what came before `positions`."""
+    """Show what was run of a model's studies."""
     if file_of(f"{model}-positions").exists():
         yield starts(stored(f"{model}-positions")["runs"])
-    elif file_of(f"{model}-init").exists():
-        yield inits(stored(f"{model}-init")["runs"])
     if file_of(f"{model}-registers-study").exists():
         yield alone(stored(f"{model}-registers-study")["runs"])
 
@@ -82,8 +86,30 @@ def summary(measured: dict[str, dict[str, Any]]) -> tuple[str, ...]:
     return ladder(measured), rivals(measured["victor"]), costs(measured["victor"])
 
 
-def foretold(perplexity: dict[str, float]) -> str:
-    rows = [(name, f"{value:.6g}") for name, value in perplexity.items()]
+def grown(base: dict[str, Any]) -> str:
+    """Show what the base that is to be converted can do, and what it took to teach it."""
+    seen = base["measured"]["accuracy"]["with the picture"]
+    blind = base["measured"]["accuracy"]["without"]
+    alone = base["projector_alone"]["measured"]["accuracy"]["with the picture"]
+    names = sorted(set(seen) - {"all"})
+    rows = [
+        (name, percent(seen[name]), percent(blind[name]), percent(alone[name]))
+        for name in (*names, "all")
+    ]
+    minutes = sum(phase["minutes"] for phase in base["training"])
+    head = ("questions", f"base, {minutes} minutes", "without the picture")
+    head += (f"projector alone, {base['projector_alone']['minutes']} minutes",)
+    return table(head, rows)
+
+
+def foretold(untouched: float, perplexity: dict[str, float]) -> str:
+    """Show how well a page of English is foretold on the way from SmolLM2 to a Victor model."""
+    steps = {
+        "SmolLM2": untouched,
+        "base": perplexity["base"],
+        "Victor (`register-lora`)": perplexity["model"],
+    }
+    rows = [(name, f"{value:.6g}") for name, value in steps.items()]
     return table(("a page of English", "perplexity"), rows)
 
 
@@ -166,6 +192,28 @@ def costs(measured: dict[str, Any]) -> str:
     )
 
 
+def prefills(found: dict[str, Any]) -> str:
+    """Show how much of the FLOPs that are saved in the prefill are saved in time."""
+    rows = [
+        (
+            row["dtype"],
+            str(row["batch_size"]),
+            *(f"{1000 * row['seconds'][who]:,.0f} ms" for who in ("native", "victor")),
+            times(row["speedup"]),
+            f"{row['share_of_bound']:.2f}",
+        )
+        for row in found["rows"]
+    ]
+    head = ("number format", "prompts at once", "native", "Victor", "times as fast", "of the bound")
+    bound = found["flops"]["base"] / found["flops"]["victor"]
+    return (
+        f"Prefill of {found['visual_tokens']} visual and {found['text_tokens']} other tokens, "
+        f"{found['registers']} registers, visual tokens leave at layer {found['drop_layer']} of "
+        f"{found['layers']}, {found['width']} wide, {found['threads']} CPU threads: "
+        f"{times(bound)} fewer FLOPs is the bound.\n\n{table(head, rows)}"
+    )
+
+
 def starts(runs: list[dict[str, Any]]) -> str:
     """Compare where registers stand and what they are drawn like, seed by seed."""
     kept: dict[tuple[str, str], dict[int, float]] = {}
@@ -209,20 +257,6 @@ def alone(runs: list[dict[str, Any]]) -> str:
         f"One change at a time, and some together, on {runs[0]['eval']['questions']:,} questions:"
     )
     return f"{opening}\n\n{table(head, rows)}\n\n{picture}"
-
-
-def inits(runs: list[dict[str, Any]]) -> str:
-    head = ("first registers drawn like", "rung", "seed", "first loss", "last loss", "kept")
-    told = {"visual": "visual tokens", "embeddings": "token embeddings"}
-    rows = [
-        (
-            *(f"{told[run['init']]} (`--init {run['init']}`)", f"`{run['rung']}`"),
-            *(str(run["seed"]), f"{run['loss']['first']:.2f}", f"{run['loss']['last']:.3f}"),
-            percent(run["kept"]),
-        )
-        for run in sorted(runs, key=lambda run: (run["rung"], run["seed"]))
-    ]
-    return f"After {runs[0]['steps']} steps, on 1,000 questions:\n\n{table(head, rows)}"
 
 
 def backbones() -> str:

@@ -75,6 +75,19 @@ def test_every_run_of_a_study_is_kept_as_soon_as_it_is_done_and_not_run_again(
     assert len(done) == 10  # nothing is left to do, in whichever folder
 
 
+def test_runs_of_another_recipe_or_model_are_not_mixed_in(done, tmp_path, monkeypatch):
+    measure.study("demo/small", OUT)
+    before = (tmp_path / "demo-small.json").read_bytes()
+    monkeypatch.setattr(measure, "made_of", lambda recipe: {"source_sha256": "another"})
+
+    with pytest.raises(
+        SystemExit, match=r"demo-small.json: runs of another recipe or model\n  fix:"
+    ):
+        measure.study("demo/small", OUT)
+
+    assert (tmp_path / "demo-small.json").read_bytes() == before
+
+
 def test_a_run_is_kept_with_its_commands_and_what_they_found(done, tmp_path):
     measure.study("demo/small", OUT)
 
@@ -90,7 +103,14 @@ def test_a_run_is_kept_with_its_commands_and_what_they_found(done, tmp_path):
     assert [words[-1] for words in done[-3:-1]] == ["--overwrite"] * 2
 
 
-@pytest.mark.parametrize(("name", "count"), [("demo/positions", 12), ("demo/registers-study", 9)])
+COUNTS = {"demo/positions": 12, "smol/positions": 12, "demo/registers-study": 9}
+
+
+def test_every_study_is_tried():
+    assert COUNTS.keys() == measure.STUDIES.keys()
+
+
+@pytest.mark.parametrize(("name", "count"), COUNTS.items())
 def test_the_settings_of_a_study_are_keys_of_the_recipe_and_no_two_runs_are_the_same(name, count):
     study = measure.STUDIES[name]
     commands = [measure.stages_of(study, variant, OUT) for variant in study.variants]
@@ -110,7 +130,7 @@ def test_variants_of_registers_alone_are_told_apart():
     variants = measure.STUDIES["demo/registers-study"].variants
     names = [measure.name_of(variant) for variant in variants]
 
-    assert names[:2] == ["demo/registers", "2,400 steps"]
+    assert names[:2] == ["demo/registers", "1,600 steps"]
     assert len(set(names)) == 9
 
 
@@ -137,14 +157,14 @@ def test_positions_are_compared_seed_by_seed_and_the_mean_is_over_all_of_them():
 
 
 def test_registers_alone_are_listed_and_drawn_beside_what_they_are_measured_against():
-    runs = list(runs_of("demo/registers-study", [0.5, *[None] * 7, 0.8]))
+    runs = list(runs_of("demo/registers-study", [0.5, *[None] * 5, 0.8, None, None]))
     numbers = {"kept": 0.9, "mean_visual_tokens": 31.0}
     victor = {
         **{"mean_visual_tokens": {"model": 33.0, "base": 100.0}, "kept": 0.99},
         **{"interval": [0.98, 1.0], "baselines": {"last": numbers, "pool": numbers}},
     }
 
-    together = "deep, k=4, M=16, 2,400 steps"
+    together = "deep, k=4, M=16, 1,600 steps"
     assert pages.alone(runs).splitlines()[4:6] == [
         "| demo/registers | 33 | 1,536 | 1,200 | 50.0 % | 50.0 % (54.0\u201357.0) | 2 |",
         f"| {together} | 33 | 1,536 | 1,200 | 50.0 % | 80.0 % (54.0\u201357.0) | 2 |",

@@ -14,7 +14,10 @@ TOWER_FIELDS = (
     "image_size",
     "patch_size",
 )
-ANY_SIZE = ("dinov2",)  # towers that adapt to the picture: `image_size` is that of their training
+ANY_SIZE = (
+    "dinov2",
+    "dinov2_with_registers",
+)  # towers that adapt to the picture: `image_size` is that of their training
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,9 @@ def _tower_of(vision: Any, tokens: int | None) -> tuple[Tower | None, tuple[str,
         return None, (f"The {kind} tower is not counted: its MLP has a gate.",)
     siglip = kind.startswith("siglip")
     patches = (vision.image_size // vision.patch_size) ** 2
-    if kind in ANY_SIZE and tokens:
+    notes = ()
+    if kind in ANY_SIZE and tokens and tokens != patches:
+        notes = (f"The tower is counted for {tokens} patches, as many as image_seq_length says.",)
         patches = tokens
     return Tower(
         layers=vision.num_hidden_layers,
@@ -129,7 +134,7 @@ def _tower_of(vision: Any, tokens: int | None) -> tuple[Tower | None, tuple[str,
         patch_values=vision.patch_size**2 * getattr(vision, "num_channels", 3),
         class_token=not siglip,
         pooling_head=siglip and getattr(vision, "vision_use_head", True),
-    ), ()
+    ), notes
 
 
 def _approximations(text: Any) -> tuple[str, ...]:

@@ -163,8 +163,8 @@ class LowRank(AtRegisters):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map register states [rows, in] to their update, not yet scaled [rows, out]."""
-        low = functional.linear(inputs, self.down.to(inputs.dtype))
-        return functional.linear(low, self.up.to(inputs.dtype))
+        low = functional.linear(inputs, self.down.to(inputs))
+        return functional.linear(low, self.up.to(inputs))
 
     def add(self, linear: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         """Add the update to a Linear's output at the rows of its layer's gate (a forward hook)."""
@@ -175,7 +175,7 @@ class LowRank(AtRegisters):
         update = self(inputs[0].flatten(0, -2).index_select(0, rows))
         flat = output.flatten(0, -2)
         add = flat.index_add if torch.is_grad_enabled() else flat.index_add_  # the output is new
-        return add(0, rows, update.to(flat.dtype), alpha=self.scale).view_as(output)
+        return add(0, rows, update.to(flat), alpha=self.scale).view_as(output)
 
 
 class Adapter(nn.Module):
@@ -264,6 +264,14 @@ class Victor(nn.Module):
         """Tell layers start..stop-1 which flat rows hold registers, if any."""
         for gate in self.gates[start:stop]:
             gate.rows = rows
+
+    def idle(self) -> Tensor:
+        """Give a zero that every trained parameter has a part in: of a batch without an image.
+
+        So its step has a gradient for each, as that of the batch on another GPU may have.
+        """
+        trained = [parameter.sum() for parameter in self.parameters() if parameter.requires_grad]
+        return 0 * sum(trained, start=torch.zeros(()))
 
     def keep_gates(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
         """Make a checkpointing function compute a layer again with the gates as they were.
@@ -498,12 +506,12 @@ def scatter(hidden: Tensor, tokens: Tokens, length: int) -> Tensor:
     return out.scatter(1, index, hidden)[:, :length]
 
 
-def choose(states: tuple[Tensor, ...], asked: bool | int | list[int]) -> tuple[Tensor | None, ...]:
-    """Leave those hidden states that `output_hidden_states` asks for by number, or all."""
+def chosen(count: int, asked: bool | int | list[int]) -> list[bool]:
+    """Say which of so many hidden states `output_hidden_states` asks for, by number or all."""
     if asked is True:
-        return states
-    numbers = {number % len(states) for number in ([asked] if isinstance(asked, int) else asked)}
-    return tuple(state if place in numbers else None for place, state in enumerate(states))
+        return [True] * count
+    numbers = [asked] if isinstance(asked, int) else asked
+    return [place in numbers or place - count in numbers for place in range(count)]
 
 
 # ---- The cache -----------------------------------------------------------------------------------
@@ -764,6 +772,8 @@ class VictorText(Mixed):
             )
         valid = None if cache is None else valid_tokens(attention_mask, inputs_embeds)
         self.victor.open_gates(0, len(self.layers), None)
+        if self.training and torch.is_grad_enabled() and self.victor.enabled:
+            inputs_embeds = inputs_embeds + self.victor.idle().to(inputs_embeds)  # changes nothing
         output = super().forward(
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -811,8 +821,12 @@ class VictorText(Mixed):
         states = attentions = None
         if first.hidden_states is not None:
             parts = [(first.hidden_states[:-1], early), (second.hidden_states, late)]
-            states = tuple(scatter(state, at, length) for part, at in parts for state in part)
-            states = choose(states, asked["output_hidden_states"])
+            pairs = [(state, at) for part, at in parts for state in part]
+            wanted = chosen(len(pairs), asked["output_hidden_states"])
+            states = tuple(
+                scatter(*pair, length) if want else None
+                for pair, want in zip(pairs, wanted, strict=True)
+            )
         if first.attentions is not None:
             attentions = first.attentions + second.attentions
         return BaseModelOutputWithPast(
@@ -1074,7 +1088,8 @@ class VictorMixin:
                 "This is a base without its registers, as Trainer finds when it resumes or takes "
                 "the best checkpoint: it reads model.safetensors alone."
                 "\n  fix: from_pretrained(checkpoint), without resume_from_checkpoint and "
-                "load_best_model_at_end"
+                "load_best_model_at_end; to put another base under these registers, "
+                "load_state_dict(model.state_dict() | base)"
             )
         return super().load_state_dict(state_dict, strict, assign)
 
@@ -1248,7 +1263,8 @@ class VictorMixin:
         """Write the folder that holds two models: the base under its own names, Victor beside it.
 
         Raises:
-            ValueError: For `push_to_hub`, which would upload the base before Victor is written.
+            ValueError: For `push_to_hub`, which would upload the base before Victor is written, and
+                for a state that has not every tensor of Victor's.
         """
         if push_to_hub:
             raise ValueError(
@@ -1266,6 +1282,13 @@ class VictorMixin:
             if name.startswith(PREFIX)
         }
         own = {name: tensor.detach().contiguous().cpu() for name, tensor in own.items()}
+        names = {PREFIX + name for name, _ in self.victor.named_parameters()}
+        if is_main_process and own.keys() != names:
+            raise ValueError(
+                f"This state has {len(own)} of Victor's {len(names)} tensors, and a folder without "
+                "them would lose what was learned.\n  fix: pass names as in model.state_dict(), "
+                f"such as {min(names)}, or no state_dict"
+            )
         self._keys_to_ignore_on_save |= own.keys()  # also where a quantizer makes the state dict
         if is_main_process:  # from before, they would hide what takes their place
             (folder / BASE_WEIGHTS).unlink(missing_ok=True)

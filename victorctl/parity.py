@@ -85,7 +85,7 @@ def _trouble(text: nn.Module, drop_layer: int) -> str | None:
     weight = text.get_input_embeddings().weight
     sizes = (1, WORDS, text.config.hidden_size)
     hidden = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
-    hidden = (hidden * weight.float().std().item()).to(weight.device, weight.dtype)
+    hidden = (hidden * weight.std().item()).to(weight.device, weight.dtype)
     whole, cut = _run_whole_and_cut(text, hidden, drop_layer)
     if not whole.isfinite().all():  # the weights' own check names the tensor
         return None

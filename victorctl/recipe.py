@@ -92,7 +92,7 @@ class TrainSection(Section):
     """How registers are trained."""
 
     rung: Literal["registers", "deep", "register-lora", "lora"] = "register-lora"
-    """Trained: registers; they and offsets; they and low-rank updates at them only, or anywhere."""
+    """Trained: registers; offsets too; or low-rank updates too, at registers or everywhere."""
 
     layers: Literal["early", "all"] = "all"
     """Language-model layers that get low-rank updates: those that see visual tokens, or all."""
@@ -134,7 +134,7 @@ class TrainSection(Section):
     """Weight of the loss on the unconverted model's own predictions."""
 
     hidden: float = Field(0.0, ge=0)
-    """Weight of matching the unconverted model's late states; above 0, without teacher_cache."""
+    """Weight of matching the unconverted model's late states; above 0, the cache is not used."""
 
     temperature: float = Field(1.0, gt=0)
     """Softness at which predictions are compared in distillation."""

