@@ -88,7 +88,7 @@ def test_a_tower_of_its_own_comes_before_one_that_is_given(tmp_path):
         for name, one in load_file(tower / "model.safetensors").items()
     }
     save_file(other, tower / "model.safetensors")
-    run(source, tmp_path / "out", flags={"convert.vision_tower": str(tower)})
+    run(source, tmp_path / "out", flags=QUICK | {"convert.vision_tower": str(tower)})
     assert_is(tmp_path / "out", originals.native())
 
 
@@ -165,8 +165,7 @@ def write_lora(folder, model, base, *, pickled=False, **settings):
     return wrapped.merge_and_unload()
 
 
-@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}])
-@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize(("pickled", "settings"), [(True, {}), (False, {"use_rslora": True})])
 def test_a_lora_is_merged_as_peft_does_and_brings_its_projector(
     tmp_path, monkeypatch, pickled, settings
 ):

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,9 +31,14 @@ def model():
     return originals.native()
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, model):
+    return originals.write_original(tmp_path_factory.mktemp("written") / "llava", model)
+
+
 @pytest.fixture
-def llava(tmp_path, model):
-    return originals.write_original(tmp_path / "llava", model)
+def llava(tmp_path, written):
+    return Path(shutil.copytree(written, tmp_path / "llava"))
 
 
 def change(folder, **more):
