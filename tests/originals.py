@@ -128,6 +128,8 @@ def original_state(model: PreTrainedModel) -> dict[str, Tensor]:
     if model.config.tie_word_embeddings:
         del renamed["lm_head.weight"]
     renamed["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)  # of old versions
+    if model.config.vision_config.model_type == SIGLIP["model_type"]:
+        renamed["model.vision_tower.vision_tower.vision_model.head.probe"] = torch.ones(1, 1, 32)
     return renamed
 
 
