@@ -1,7 +1,7 @@
 """Originals that come in parts: a vision tower apart, a LoRA, a projector alone.
 
-Faults planted and caught: the text tower taken for the vision tower's; SigLIP's last layer kept; a
-scale without the rank, or its root; A and B exchanged; an update at the wrong rows of a block; the
+Faults planted and caught: layers of a text tower taken for the vision tower's; SigLIP's last layer
+kept, or counted; a scale without the rank, or its root; an update at the wrong rows of a block; the
 base's projector in place of the trained one; a folder of this machine that a published model names.
 """
 

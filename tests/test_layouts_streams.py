@@ -1,6 +1,6 @@
 """Translated weights are written in a stream, proved, and whole or not at all.
 
-Faults planted and caught: FAULTS3
+Faults planted and caught: hashes not compared; temporary files left; disk space not looked at.
 """
 
 import subprocess
