@@ -153,7 +153,7 @@ def one_more(state: dict[str, torch.Tensor]) -> None:
 
 def transposed(state: dict[str, torch.Tensor]) -> None:
     """Turn a matrix that is not square."""
-    name = max(name for name, value in state.items() if value.dim() == 2 and len(set(value.shape)) == 2)
+    name = max(name for name, value in state.items() if len(set(value.shape)) == 2)
     state[name] = state[name].T.contiguous()
 
 
@@ -182,10 +182,16 @@ HOSTILE: dict[str, tuple[Twist, str]] = {
     "no shard": (first(Path.unlink), "is missing, and model.safetensors.index.json names it"),
     "no shards": (lambda f: [p.unlink() for p in shards(f)], "is missing, and .* names it"),
     "shard a folder": (first(lambda p: (p.unlink(), p.mkdir())), "is missing, and .* names it"),
-    "link to nothing": (first(lambda p: (p.unlink(), p.symlink_to("/nowhere"))), "a link to a file"),
+    "link to nothing": (
+        first(lambda p: (p.unlink(), p.symlink_to("/nowhere"))),
+        "a link to a file",
+    ),
     "pickles alone": (only_pickles, "no weights but pytorch_model.bin, a pickle"),
     "an adapter": (write("adapter_config.json", b"{}"), "an adapter of PEFT"),
-    "generation cut": (write("generation_config.json", b'{"a"'), "generation_config.json: not JSON"),
+    "generation cut": (
+        write("generation_config.json", b'{"a"'),
+        "generation_config.json: not JSON",
+    ),
     # a shard's header
     "empty shard": (first(lambda p: p.write_bytes(b"")), "truncated within its header"),
     "seven bytes": (first(lambda p: p.write_bytes(b"1234567")), "truncated within its header"),
@@ -204,7 +210,12 @@ HOSTILE: dict[str, tuple[Twist, str]] = {
     "huge offsets": (entry(data_offsets=[0, 1 << 62]), "gaps|truncated"),
     "offsets of words": (entry(data_offsets=["a", "b"]), "not a safetensors file"),
     "one offset": (entry(data_offsets=[0]), "not a safetensors file"),
-    "overlap": (header(lambda c: [c[n].update(data_offsets=[0, 8]) for n in c if n != "__metadata__"] and None), "gaps|too long"),
+    "overlap": (
+        header(
+            lambda c: [c[n].update(data_offsets=[0, 8]) for n in c if n != "__metadata__"] and None
+        ),
+        "gaps|too long",
+    ),
     "negative shape": (entry(shape=[-1, -32]), "shape|not a safetensors"),
     "huge shape": (entry(shape=[1 << 40, 1 << 40]), "shape|not a safetensors"),
     "shape of words": (entry(shape=["a"]), "not a safetensors file|shape"),
@@ -231,7 +242,10 @@ HOSTILE: dict[str, tuple[Twist, str]] = {
     "index no JSON": (write(INDEX, b"{"), "index.json: not JSON"),
     "index a list": (write(INDEX, b"[]"), "index.json: not a JSON object"),
     "no map": (index(lambda c: c.pop("weight_map") and None), "its weight_map names no files"),
-    "map of numbers": (index(lambda c: c | {"weight_map": {"a": 1}}), "its weight_map names no files"),
+    "map of numbers": (
+        index(lambda c: c | {"weight_map": {"a": 1}}),
+        "its weight_map names no files",
+    ),
     "empty map": (index(lambda c: c | {"weight_map": {}}), "missing|no weights|names no"),
     "up and out": (named("../model.safetensors"), "lies outside of the folder"),
     "absolute": (named("/etc/passwd"), "lies outside of the folder"),
@@ -242,7 +256,10 @@ HOSTILE: dict[str, tuple[Twist, str]] = {
         mapped(lambda names: names.update({min(names): max(names.values())}) or True),
         "in no shard|says",
     ),
-    "a tensor of nowhere": (mapped(lambda names: names.update(ghost=max(names.values())) or True), "in no shard, such as ghost"),
+    "a tensor of nowhere": (
+        mapped(lambda names: names.update(ghost=max(names.values())) or True),
+        "in no shard, such as ghost",
+    ),
     # the configuration
     "no type of model": (config(model_type=None), "names no model_type"),
     "another model": (config(model_type="bert"), "is no LLaVA"),

@@ -49,7 +49,7 @@ def test_a_family_is_found_by_its_model_type():
         ({"model_type": "llava"}, "here: config.json lacks text_config or vision_config"),
         (
             {"model_type": "llava", "mm_vision_tower": "openai/clip"},  # both names were in use
-            "here: this is LLaVA's original layout, .*\n  fix: use the same model from .*llava-hf",
+            "here: this is LLaVA's original layout, .*\n  fix: victorctl convert here --out FOLDER",
         ),
         ({"model_type": "llava_llama", "mm_vision_tower": "openai/clip"}, "original layout"),
     ],

@@ -97,7 +97,7 @@ def test_every_command_line_in_the_docs_can_be_typed():
     [
         ("victorctl konvert X --out FOLDER", ["victorctl konvert", "konvert --out"]),
         ("victorctl convert X --out FOLDER, and --base FOLDER", []),  # eval's own
-        ("victorctl convert X --base FOLDER", ["convert --base"]),
+        ("victorctl convert X --data FOLDER", ["convert --data"]),
         ("victorctl recipes keys X --overwrite", []),
         ("add --overwrites, or --resume", ["--overwrites"]),
         ("see victorctl doctor", []),

@@ -145,7 +145,7 @@ def shard_names(folder: Path) -> list[str]:
     Raises:
         VictorError: If the index is damaged, or a name leads out of the folder or is Victor's own.
     """
-    names = sorted(set(_weight_map(folder / BASE_INDEX).values()))
+    names = sorted(set(weight_map(folder / BASE_INDEX).values()))
     if modeling_victor.WEIGHTS in names:
         raise VictorError(
             f"{folder / BASE_INDEX}: shard {modeling_victor.WEIGHTS!r} has the name that registers "
@@ -157,11 +157,19 @@ def shard_names(folder: Path) -> list[str]:
 
 def tensor_names(folder: Path) -> set[str]:
     """Name the tensors that the base's index promises; none where there is no index."""
-    return set(_weight_map(folder / BASE_INDEX))
+    return set(weight_map(folder / BASE_INDEX))
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    """Read which file each tensor is in, every one of them a safetensors file beside the index."""
+def weight_map(index: Path, suffix: str = ".safetensors") -> dict[str, str]:
+    """Read which file each tensor is in, every one of them a safetensors file beside the index.
+
+    Args:
+        index: Empty where there is none.
+        suffix: That every file must have.
+
+    Raises:
+        VictorError: If the index is damaged, or names a file elsewhere or of another kind.
+    """
     content = read_json(index)
     if content is None:
         return {}
@@ -172,8 +180,8 @@ def _weight_map(index: Path) -> dict[str, str]:
         if "/" in name or "\\" in name or ".." in name or Path(name).is_absolute():
             problem = f"{index}: shard {name!r} lies outside of the folder"
             raise VictorError(problem, fix="use another copy of the model")
-        if not name.endswith(".safetensors"):
-            problem = f"{index}: shard {name!r} is no safetensors file"
+        if not name.endswith(suffix):
+            problem = f"{index}: shard {name!r} is no {suffix.removeprefix('.')} file"
             raise VictorError(problem, fix="use another copy of the model")
     return found
 
@@ -234,7 +242,7 @@ def load_with(from_pretrained: Callable[..., Any], folder: Path, run: Run) -> An
     """
     read_victor_config(folder)
     check_plain(folder)
-    _weight_map(folder / modeling_victor.INDEX)
+    weight_map(folder / modeling_victor.INDEX)
     for file in (*weight_files(folder), folder / modeling_victor.WEIGHTS):
         weights.read_entries(file)
     device, dtype = resolve(run)

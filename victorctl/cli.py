@@ -19,7 +19,7 @@ app = typer.Typer(
 )
 
 
-def setting(key: str) -> Any:
+def setting(key: str, metavar: str | None = None) -> Any:
     """Make the option for a key of the recipe, whose own docstring and default are its help."""
     *sections, name = key.split(".")
     model: Any = Recipe
@@ -27,9 +27,12 @@ def setting(key: str) -> Any:
         model = model.model_fields[section].annotation
     field = model.model_fields[name]
     names = f"{flag(key)}/--no-{flag(key)[2:]}" if field.annotation is bool else flag(key)
-    choices = [choice for choice in get_args(field.annotation) if isinstance(choice, str)]
+    kinds = (field.annotation, *get_args(field.annotation))  # a choice may be left open: or None
+    choices = [choice for kind in kinds for choice in get_args(kind) if isinstance(choice, str)]
     default = "" if field.default is None else f" (default {field.default})".lower()
-    return typer.Option(names, help=field.description + default, metavar="|".join(choices) or None)
+    return typer.Option(
+        names, help=field.description + default, metavar="|".join(choices) or metavar
+    )
 
 
 def held_out(settings: Recipe) -> str:
@@ -164,6 +167,9 @@ def convert(
     dtype: Annotated[str | None, setting("convert.dtype")] = None,
     verify: Annotated[str | None, setting("convert.verify")] = None,
     link: Annotated[bool | None, setting("convert.link")] = None,
+    vision_tower: Annotated[str | None, setting("convert.vision_tower", "SOURCE")] = None,
+    base: Annotated[str | None, setting("convert.base", "SOURCE")] = None,
+    image_aspect: Annotated[str | None, setting("convert.image_aspect")] = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     device: Device = Run.device,
@@ -185,6 +191,9 @@ def convert(
         "convert.dtype": dtype,
         "convert.verify": verify,
         "convert.link": link,
+        "convert.vision_tower": vision_tower,
+        "convert.base": base,
+        "convert.image_aspect": image_aspect,
     }
     settings = load_recipe(recipe, settings=changes, flags=flags)
     run = Run(

@@ -12,6 +12,7 @@ from victorctl import checkpoint, lineage
 from victorctl.answering import Contestant, Greedy
 from victorctl.errors import VictorError
 from victorctl.families import family_of
+from victorctl.layouts.recognise import is_original
 from victorctl.methods import FLOOR, method
 from victorctl.methods.base import Method
 from victorctl.recipe import Recipe, Run
@@ -187,7 +188,10 @@ def _load_native(folder: Path, run: Run) -> PreTrainedModel:
 
 def _load_base(source: Source, run: Run) -> Base:
     fetch_weights(source, ["*.safetensors"])
-    if "victor" not in checkpoint.read_config(source.folder):
+    config = checkpoint.read_config(source.folder)
+    if is_original(config):
+        family_of(config, source.name)  # says what to do with it
+    if "victor" not in config:
         checkpoint.check_plain(source.folder)
         return Base(_load_native(source.folder, run), source.name, native=True)
     if not lineage.base_intact(source.folder, checkpoint.hash_base(source.folder)):
@@ -215,7 +219,7 @@ def _find_parent(folder: Path) -> Source:
             found = named and _base_hash(other) == stages[0]["parent_sha256"]
         if found:
             return open_source(str(other))
-    if origin.get("commit"):
+    if origin.get("commit") and "layout" not in origin:
         return open_source(origin["name"], revision=origin["commit"])
     raise VictorError(
         f"{folder}: the weights of its base were changed, and nothing beside it holds them",

@@ -1,5 +1,6 @@
 """What a conversion will make: every setting resolved and checked against the source."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,12 @@ from victorctl.errors import VictorError
 from victorctl.families import Family, backbone_of, check_backbone, family_of
 from victorctl.features import count_visual_tokens
 from victorctl.folders import check_space, on_one_disk
+from victorctl.layouts.aspect import check_can_pad
+from victorctl.layouts.recognise import is_original
+from victorctl.layouts.streams import Weights
+from victorctl.layouts.translation import Translation, translate
 from victorctl.lineage import read_lineage
-from victorctl.recipe import Recipe, Run
+from victorctl.recipe import Recipe, Run, flag
 from victorctl.sources import Source, fetch_weights
 
 FORMATS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
@@ -40,6 +45,13 @@ class Plan:
     visual_tokens: int | None
     recipe: Recipe
     warnings: list[str]
+    translation: Translation | None = None
+    """Of a source in LLaVA's original layout."""
+
+    @property
+    def read(self) -> list[Source]:
+        """Everything that is read."""
+        return self.translation.sources if self.translation else [self.source]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -62,10 +74,14 @@ class Files:
     """Of most of the numbers, as safetensors names it."""
     cast: str | None
     """What they become, where that is something else."""
+    translated: Weights | None = None
+    """What becomes of them, where the source is in LLaVA's original layout."""
 
     @property
     def size(self) -> int:
         """Bytes of all files."""
+        if self.translated is not None:
+            return self.translated.size()
         return sum(path.stat().st_size for path in self.paths)
 
 
@@ -80,6 +96,10 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
     Raises:
         VictorError: If the source cannot be converted, or a setting does not fit it.
     """
+    translation = None
+    if is_original(read_config(source.folder)):
+        translation = translate(source, recipe.convert)
+        source = translation.staged
     check_plain(source.folder)
     raw = read_config(source.folder)
     family = family_of(raw, source.name)
@@ -99,7 +119,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
     text = config.get_text_config()
     check_backbone(text.model_type, source.name)
     shape = cost.shape_of(config)
-    notes = []
+    notes = list(translation.remarks) if translation else _check_flags(source, family, recipe)
     victor = recipe.victor
     if not has_processor(source.folder):
         notes.append(f"{source.name} has no processor: only weights and config.json are converted")
@@ -121,6 +141,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
         visual_tokens=_fewest_visual_tokens(family, config, shape),
         recipe=recipe.model_copy(update={"victor": victor}),
         warnings=notes,
+        translation=translation,
     )
     _check_settings(plan)
     return plan
@@ -131,6 +152,20 @@ def _fewest_visual_tokens(family: Family, config: Any, shape: cost.Shape) -> int
     if family.fixed:
         return shape.projected or None
     return count_visual_tokens(getattr(transformers, family.native), config)
+
+
+def _check_flags(source: Source, family: Family, recipe: Recipe) -> list[str]:
+    """Refuse what only an original layout has a use for, and say what is done to pictures."""
+    for key in ("vision_tower", "base"):
+        if value := getattr(recipe.convert, key):
+            raise VictorError(
+                f"{flag(f'convert.{key}')} {value}: {source.name} is whole as it is",
+                fix=f"leave {flag(f'convert.{key}')} out",
+            )
+    if recipe.convert.image_aspect != "pad":
+        return []
+    check_can_pad(source.folder, source.name)
+    return ["pictures are padded to squares, as in the original LLaVA 1.5"]
 
 
 def _check_settings(plan: Plan) -> None:
@@ -157,6 +192,8 @@ def check_files(plan: Plan, run: Run) -> Files:
     Raises:
         VictorError: If a file is missing or not whole, lacks a tensor, or does not fit on the disk.
     """
+    if plan.translation is not None:
+        return _check_original(plan, plan.translation, run)
     folder, settings = plan.source.folder, plan.recipe.convert
     fetch_weights(plan.source, shard_names(folder) or ["model.safetensors"])
     paths = weight_files(folder)
@@ -166,15 +203,7 @@ def check_files(plan: Plan, run: Run) -> Files:
             f"{plan.source.name}: {len(lost)} tensors are in no shard, such as {min(lost)}",
             fix=weights.AGAIN,
         )
-    sizes: dict[str, int] = {}
-    for entry in entries:
-        if entry.dtype in weights.NAMES:
-            sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.stop - entry.start
-    if not sizes:
-        raise VictorError(f"{plan.source.name}: its weights hold no numbers", fix=weights.AGAIN)
-    wanted = FORMATS.get(settings.dtype)
-    cast = None if set(sizes) == {wanted} else wanted
-    files = Files(paths, max(sizes, key=sizes.get), cast)
+    files = Files(paths, *_formats(plan, entries))
     if files.cast and settings.link:
         raise VictorError(
             f"--link --dtype {settings.dtype}: a link cannot have another number format",
@@ -184,8 +213,34 @@ def check_files(plan: Plan, run: Run) -> Files:
     return files
 
 
+def _check_original(plan: Plan, translation: Translation, run: Run) -> Files:
+    if plan.recipe.convert.link:
+        raise VictorError(
+            f"--link: the weights of {plan.source.name} are in LLaVA's original layout, and are "
+            "written anew",
+            fix="leave --link out",
+        )
+    found = translation.weights()
+    dtype, cast = _formats(plan, [tensor.old for tensor in found.tensors])
+    files = Files(list(found.names), dtype, cast, found)
+    _check_room(files, run, link=False)
+    return files
+
+
+def _formats(plan: Plan, entries: Iterable[weights.Entry]) -> tuple[str, str | None]:
+    """Find the number format of most weights, and what it becomes, if that is another."""
+    sizes: dict[str, int] = {}
+    for entry in entries:
+        if entry.dtype in weights.NAMES:
+            sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.stop - entry.start
+    if not sizes:
+        raise VictorError(f"{plan.source.name}: its weights hold no numbers", fix=weights.AGAIN)
+    wanted = FORMATS.get(plan.recipe.convert.dtype)
+    return max(sizes, key=sizes.get), None if set(sizes) == {wanted} else wanted
+
+
 def _check_room(files: Files, run: Run, *, link: bool) -> None:
-    linkable = not files.cast and on_one_disk(run.out, files.paths)
+    linkable = not files.cast and files.translated is None and on_one_disk(run.out, files.paths)
     if link and linkable:
         check_space(run.out, 0)
     else:

@@ -24,6 +24,9 @@ from victorctl.conversion import Files, Plan, check_files, make_plan
 from victorctl.errors import VictorError
 from victorctl.features import noise
 from victorctl.folders import check_output, check_outside, remove_leftovers, writing
+from victorctl.layouts.aspect import pad_to_square
+from victorctl.layouts.proof import MERGED, known_words, original_model
+from victorctl.layouts.streams import Written, check_kept, write
 from victorctl.lineage import add_stage, hash_of
 from victorctl.modeling_victor import PREFIX, WEIGHTS, write_config, write_indexes
 from victorctl.recipe import Recipe, Run
@@ -33,6 +36,37 @@ from victorctl.sources import open_source
 
 PICTURES = 16  # that the registers' distribution is measured on
 MEGABYTE = 10**6
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base's weights, and what is known of the files that they came from."""
+
+    files: Files
+    """As they are to be read."""
+    originals: dict[str, str]
+    """SHA-256 of the source's files, by name."""
+    intact: bool
+    """Whether no number was cast."""
+    written: Written | None = None
+    """What translating them gave, where the source is in LLaVA's original layout."""
+
+    @property
+    def known(self) -> dict[str, str]:
+        """SHA-256 of what was copied or translated, by the name in the new folder."""
+        return self.written.files if self.written else self.originals
+
+    def check_hashes(self, folder: Path) -> bool:
+        """Read the new folder again, and compare with what the source's files held.
+
+        Raises:
+            CheckFailed: If something differs.
+        """
+        if self.written:
+            return check_kept(self.written, folder)
+        return self.intact and parity.check_hashes(
+            self.known, {name: weights.sha256(folder / name) for name in self.known}
+        )
 
 
 @dataclass(frozen=True)
@@ -48,7 +82,7 @@ def convert(source: str, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     """Write a folder that is the source and a Victor model at once.
 
     Args:
-        source: A folder in the layout of transformers, or a Hub id.
+        source: A folder, or a Hub id, in the layout of transformers or in LLaVA's original ones.
         recipe: Sections `victor` and `convert`, and the seed.
         run: Where and on what; `out` is needed.
 
@@ -66,10 +100,11 @@ def convert(source: str, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         raise VictorError("convert needs a folder to write", fix="add --out FOLDER")
     check_output(run.out, overwrite=run.overwrite)
     plan = make_plan(open_source(source, revision=recipe.convert.revision), recipe)
-    check_outside(run.out, plan.source.folder)
+    for read in plan.read:
+        check_outside(run.out, read.folder)
     proof = {"hashes_equal": None, "max_logit_difference": None}
     intact = True if recipe.convert.dtype == "auto" else None
-    here = plan.source.commit is None
+    here = all(read.commit is None for read in plan.read)
     if here or not run.dry_run:
         if not run.dry_run:
             remove_leftovers(run.out)
@@ -86,6 +121,7 @@ def convert(source: str, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         "registers": plan.recipe.victor.registers,
         "positions": plan.recipe.victor.positions,
         "init": plan.recipe.victor.init,
+        "layout": plan.translation.kind if plan.translation else "hf",
         "visual_tokens": plan.visual_tokens,
         "base_intact": intact,
         "parity": proof,
@@ -113,70 +149,124 @@ def _peak_memory() -> int:
 
 def _make(plan: Plan, files: Files, run: Run) -> dict[str, Any]:
     """Ask the source, write the folder, and prove it; it appears only if all of that holds."""
-    recipe = plan.recipe
-    verify = recipe.convert.verify
-    needs_model = verify == "full" or recipe.victor.init == "visual"
-    evidence = _ask(plan, files, run) if needs_model else None
+    if plan.translation is None:
+        evidence = _ask(plan, files, run)
+        with writing(run.out, overwrite=run.overwrite) as folder:
+            base = Base(files, _copy(plan, files, folder, run), files.cast is None)
+            if plan.recipe.convert.image_aspect == "pad":
+                pad_to_square(folder)
+            return _finish(plan, base, evidence, folder, run)
     with writing(run.out, overwrite=run.overwrite) as folder:
-        known = _copy(plan, files, folder, run)
-        dtype = getattr(torch, weights.NAMES[files.cast or files.dtype])
-        registers = draw_registers(plan, files, evidence.visual if evidence else []).to(dtype)
-        own = {f"{PREFIX}registers.weight": registers}
-        weights.write_file(folder / WEIGHTS, own, {"format": "pt"})
-        write_indexes(folder, known)
-        write_config(folder, plan.settings, plan.family.native, plan.family.ours)
-        proof = {"hashes_equal": None, "max_logit_difference": None}
-        if verify != "none":
-            proof["hashes_equal"] = not files.cast and parity.check_hashes(
-                known, {name: weights.sha256(folder / name) for name in known}
-            )
-        if verify == "full":
-            proof["max_logit_difference"] = _compare(plan, folder, evidence, run)
-        source = {"name": plan.source.name, "commit": plan.source.commit}
-        add_stage(
-            folder,
-            command="convert",
-            settings=recipe.model_dump(include={"victor", "convert"}),
-            parent_sha256=hash_of(known),
-            seed=recipe.seed,
-            base_intact=files.cast is None,
-            known=None if files.cast else known,
-            details={"source": source, "source_files": known, "parity": proof},
-        )
+        base = _translate(plan, files, folder, run)
+        plan = replace(plan, source=replace(plan.source, folder=folder))
+        return _finish(plan, base, _ask(plan, base.files, run), folder, run)
+
+
+def _finish(
+    plan: Plan, base: Base, evidence: Evidence | None, folder: Path, run: Run
+) -> dict[str, Any]:
+    """Add what makes the folder a Victor model, prove it, and record what was done."""
+    recipe, files = plan.recipe, base.files
+    dtype = getattr(torch, weights.NAMES[files.cast or files.dtype])
+    registers = draw_registers(plan, files, evidence.visual if evidence else []).to(dtype)
+    own = {f"{PREFIX}registers.weight": registers}
+    weights.write_file(folder / WEIGHTS, own, {"format": "pt"})
+    write_indexes(folder, base.known)
+    write_config(folder, plan.settings, plan.family.native, plan.family.ours)
+    proof = {"hashes_equal": None, "max_logit_difference": None}
+    if recipe.convert.verify != "none":
+        proof["hashes_equal"] = base.check_hashes(folder)
+    if recipe.convert.verify == "full":
+        proof["max_logit_difference"] = _compare(plan, folder, evidence, run)
+    add_stage(
+        folder,
+        command="convert",
+        settings=recipe.model_dump(include={"victor", "convert"}),
+        parent_sha256=hash_of(base.known),
+        seed=recipe.seed,
+        base_intact=base.intact,
+        known=base.known if base.intact or base.written else None,
+        details={"source": _origin(plan), "source_files": base.originals, "parity": proof},
+    )
     return proof
 
 
-def _ask(plan: Plan, files: Files, run: Run) -> Evidence:
+def _origin(plan: Plan) -> dict[str, Any]:
+    """Say where the model came from, and what a translation was made of."""
+    origin = {"name": plan.source.name, "commit": plan.source.commit}
+    if plan.translation is None:
+        return origin
+    others = {"base": plan.translation.base, "vision_tower": plan.translation.tower}
+    return origin | {
+        "layout": plan.translation.kind,
+        **{
+            role: {"name": other.name, "commit": other.commit}
+            for role, other in others.items()
+            if other is not None
+        },
+    }
+
+
+def _ask(plan: Plan, files: Files, run: Run) -> Evidence | None:
     """Run the source model once: its slices, a probe, and the visual tokens of pictures."""
-    folder, (device, _) = plan.source.folder, resolve(run)
+    folder, device = plan.source.folder, resolve(run)[0]
+    full, drawn = plan.recipe.convert.verify == "full", plan.recipe.victor.init == "visual"
+    if not full and not drawn:
+        return None
     dtype = getattr(torch, weights.NAMES[files.cast]) if files.cast else "auto"
-    with parity.native_model(
-        folder, plan.family, dtype=dtype, device=device, attn=attention(run)
-    ) as model:
+    how = {"dtype": dtype, "device": device, "attn": attention(run)}
+    if full and plan.translation is not None:
+        how["dtype"] = getattr(torch, weights.NAMES[files.dtype])
+        source = original_model(plan.translation, plan.family, **how)
+    else:
+        source = parity.native_model(folder, plan.family, **how)
+    with source as model:
         parity.check_slices(model.get_decoder(), plan.recipe.victor.drop_layer)
         known = has_processor(folder)
         pixels = parity.pictures(folder, 1) if known else noise(model)
-        inputs = parity.probe(model, pixels)
+        inputs, vocab = parity.probe(model, pixels), None
+        if plan.translation is not None:
+            vocab = plan.translation.vocab
+            inputs["input_ids"] = known_words(
+                inputs["input_ids"], vocab, model.config.image_token_id
+            )
         visual = []
-        if plan.recipe.victor.init == "visual":
+        if drawn:
             tokens = parity.visual_tokens(model, parity.pictures(folder, PICTURES))
             visual = [each.float().cpu().numpy() for each in tokens]
-        evidence = Evidence(inputs, parity.logits(model, inputs), visual)
+        evidence = Evidence(inputs, parity.logits(model, inputs)[..., :vocab], visual)
         del model  # the last hold on it, so that it is gone before the next is loaded
     return evidence
+
+
+def _translate(plan: Plan, files: Files, folder: Path, run: Run) -> Base:
+    """Write a source in LLaVA's original layout as one in that of transformers."""
+    copy_small_files(plan.source.folder, folder)
+    with progress("convert, MB", files.size // MEGABYTE, quiet=run.quiet) as bar:
+        written = write(files.translated, folder, files.cast, _advancing(bar))
+    dtype = files.cast or files.dtype
+    _write_dtype(folder, weights.NAMES[dtype])
+    made = Files([folder / name for name in written.files], dtype, None)
+    return Base(made, written.originals, files.cast is None, written)
+
+
+def _advancing(bar: Any) -> weights.Advance:
+    """Count bytes, and move a bar of megabytes."""
+    read = 0
+
+    def advance(count: int) -> None:
+        nonlocal read
+        before, read = read // MEGABYTE, read + count
+        bar.advance(read // MEGABYTE - before)
+
+    return advance
 
 
 def _copy(plan: Plan, files: Files, folder: Path, run: Run) -> dict[str, str]:
     """Copy or cast the source, and return the SHA-256 of the source's files by name."""
     total = files.size // MEGABYTE
     with progress("convert, MB", total, quiet=run.quiet) as bar:
-        read = 0
-
-        def advance(count: int) -> None:
-            nonlocal read
-            before, read = read // MEGABYTE, read + count
-            bar.advance(read // MEGABYTE - before)
-
+        advance = _advancing(bar)
         if files.cast is None:
             link = plan.recipe.convert.link
             return copy_files(plan.source.folder, folder, link=link, advance=advance)
@@ -204,11 +294,16 @@ def _write_dtype(folder: Path, dtype: str) -> None:
 def _compare(plan: Plan, folder: Path, evidence: Evidence, run: Run) -> float:
     """Load the new folder both ways and compare what each says with what the source said."""
     device, _ = resolve(run)
+    merged = plan.translation is not None and plan.translation.kind == "original-lora"
+    tolerance = MERGED if merged else 0.0
     with parity.native_model(
         folder, plan.family, dtype="auto", device=device, attn=attention(run)
     ) as model:
         plain = parity.check_equal(
-            evidence.logits, parity.logits(model, evidence.inputs), "the folder's base model"
+            evidence.logits,
+            parity.logits(model, evidence.inputs),
+            "the folder's base model",
+            tolerance,
         )
         del model
     victor = load(folder, replace(run, dtype="auto"))
@@ -216,6 +311,5 @@ def _compare(plan: Plan, folder: Path, evidence: Evidence, run: Run) -> float:
         with victor.registers_off():
             off = parity.logits(victor, evidence.inputs)
         parity.logits(victor, evidence.inputs)  # it runs with its registers, too
-    return max(
-        plain, parity.check_equal(evidence.logits, off, "the Victor model without registers")
-    )
+    what = "the Victor model without registers"
+    return max(plain, parity.check_equal(evidence.logits, off, what, tolerance))

@@ -231,8 +231,8 @@ def family_of(config: Mapping[str, Any], place: object) -> Family:
     known = ", ".join(family.model_type for family in FAMILIES)
     if "mm_vision_tower" in config:
         raise VictorError(
-            f"{place}: this is LLaVA's original layout, and victorctl reads that of transformers",
-            fix="use the same model from huggingface.co/llava-hf, such as llava-hf/llava-1.5-7b-hf",
+            f"{place}: this is LLaVA's original layout, which only convert and inspect read",
+            fix=f"victorctl convert {place} --out FOLDER",
         )
     for family in FAMILIES:
         if family.model_type == kind and "text_config" in config and "vision_config" in config:

@@ -1,5 +1,6 @@
 """The inspect stage: what a model is, and what Victor makes of it, without loading its weights."""
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -19,9 +20,11 @@ from victorctl.conversion import default_drop_layer
 from victorctl.errors import VictorError
 from victorctl.families import Family, family_of
 from victorctl.features import count_visual_tokens
+from victorctl.layouts.recognise import is_original
+from victorctl.layouts.translation import Translation, translate
 from victorctl.lineage import read_lineage
 from victorctl.modeling_victor import WEIGHTS
-from victorctl.recipe import VictorSection
+from victorctl.recipe import ConvertSection, VictorSection
 from victorctl.sources import Source, open_source
 
 PICTURE = 480, 640  # height and width of most pictures in COCO
@@ -43,17 +46,22 @@ def inspect(source: str, *, picture: tuple[int, int] = PICTURE) -> dict[str, Any
             is not whole.
     """
     place = open_source(source)
+    translation = None
+    if is_original(read_config(place.folder)):
+        translation = translate(place, ConvertSection())
+        place = translation.staged
     check_plain(place.folder)
     raw = read_config(place.folder)
     family = family_of(raw, place.name)
     config = load_config(place.folder)
     shape, settings = cost.shape_of(config), raw.get("victor")
-    numbers = _count_numbers(place)
+    numbers = _count_numbers(place) if translation is None else _count_original(translation)
+    layout = translation.kind if translation else "hf" if settings is None else "victor"
     visual = _visual_tokens(place, family, config, picture)
     return {
         "source": place.name,
         "family": family.model_type,
-        "layout": "hf" if settings is None else "victor",
+        "layout": layout,
         "backbone": config.get_text_config().model_type,
         "layers": shape.layers,
         "hidden_size": shape.hidden,
@@ -94,6 +102,14 @@ def _count_numbers(source: Source) -> Counter[str]:
     for file in weight_files(source.folder):
         for entry in weights.read_entries(file):
             numbers[weights.NAMES.get(entry.dtype, entry.dtype)] += entry.count
+    return numbers
+
+
+def _count_original(translation: Translation) -> Counter[str]:
+    """Count what the weights become that are there; nothing where they would have to be fetched."""
+    numbers: Counter[str] = Counter()
+    for tensor in translation.numbers() if translation.is_here else ():
+        numbers[weights.NAMES[tensor.old.dtype]] += math.prod(tensor.shape)
     return numbers
 
 

@@ -78,6 +78,15 @@ class ConvertSection(Section):
     link: bool = False
     """Hard-link the weight files instead of copying them."""
 
+    vision_tower: str | None = None
+    """Vision tower of an original layout that holds none: a folder or a Hub id."""
+
+    base: str | None = None
+    """Language model of an original LoRA or projector; unset: the one that it names."""
+
+    image_aspect: Literal["keep", "pad"] | None = None
+    """Pad pictures to squares, or keep what the processor does; unset: what the original does."""
+
 
 class TrainSection(Section):
     """How registers are trained."""

@@ -15,6 +15,7 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 BASE_WEIGHTS = "model.safetensors"
 BASE_INDEX = "model.safetensors.index.json"
+BIN_INDEX = "pytorch_model.bin.index.json"  # of weights as pickles, in LLaVA's original layout
 LINEAGE = "victor.json"
 ADAPTER = "adapter_config.json"  # of PEFT: fetched to be noticed, never copied
 SMALL_FILES = (
@@ -78,13 +79,26 @@ def open_source(source: str, *, revision: str | None = None) -> Source:
             f"{source}: no such folder",
             fix="check the path, or give a Hub id such as llava-hf/llava-1.5-7b-hf",
         )
-    return _fetch(source, revision, (*SMALL_FILES, BASE_INDEX, ADAPTER))
+    return _fetch(source, revision, (*SMALL_FILES, BASE_INDEX, BIN_INDEX, ADAPTER))
 
 
 def fetch_weights(source: Source, files: Sequence[str]) -> None:
     """Fetch weight files of a Hub id; a folder has its files."""
     if source.commit is not None:
         _fetch(source.name, source.commit, files)
+
+
+def file_names(source: Source) -> set[str]:
+    """List the files of a model, of a Hub id also those that were not fetched."""
+    here = {path.name for path in source.folder.iterdir()}
+    if source.commit is None:
+        return here
+    from huggingface_hub import HfApi, errors
+
+    try:
+        return here | set(HfApi().list_repo_files(source.name, revision=source.commit))
+    except (errors.HTTPError, errors.OfflineModeIsEnabled):
+        return here
 
 
 def _fetch(name: str, revision: str | None, files: Sequence[str]) -> Source:

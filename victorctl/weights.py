@@ -170,22 +170,23 @@ def cast_file(source: Path, target: Path, *, dtype: str, advance: Advance) -> st
             "data_offsets": [offset, offset := offset + length],
         }
     with target.open("wb") as out:
-        out.write(_encoded(header))
+        out.write(encoded_header(header))
         for entry, data in _chunks(source):
             digest.update(data)
             if entry is not None:
                 check_finite(data, entry, source)
-                cast = _cast(data, entry.dtype, dtype)
-                check_finite(cast, entry._replace(dtype=dtype), source, "once it is")
-                out.write(cast)
+                other = cast(data, entry.dtype, dtype)
+                check_finite(other, entry._replace(dtype=dtype), source, "once it is")
+                out.write(other)
             advance(len(data))
     return digest.hexdigest()
 
 
-def _cast(data: bytes, old: str, new: str) -> bytes:
+def cast(data: bytes, old: str, new: str) -> bytes:
+    """Turn numbers of one format into another; what is no floating-point number stays."""
     if old not in NAMES or old == new:
         return data
-    return _bytes(_tensor(data, old), new)
+    return to_bytes(to_tensor(data, old), new)
 
 
 def rewrite_file(
@@ -204,8 +205,8 @@ def rewrite_file(
         for entry, pieces in groupby(_chunks(source), itemgetter(0)):
             parts = (data for _, data in pieces)
             if entry is not None and entry.name in change:
-                old = _tensor(b"".join(parts), entry.dtype).view(entry.shape)
-                parts = [_bytes(change[entry.name](old), entry.dtype)]
+                old = to_tensor(b"".join(parts), entry.dtype).view(entry.shape)
+                parts = [to_bytes(change[entry.name](old), entry.dtype)]
             for data in parts:
                 digest.update(data)
                 out.write(data)
@@ -235,25 +236,28 @@ def write_file(file: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[st
             "data_offsets": [offset, offset := offset + tensors[name].nbytes],
         }
     with file.open("wb") as out:
-        out.write(_encoded(header))
+        out.write(encoded_header(header))
         for name in names:
             flat = tensors[name].detach().cpu().contiguous().flatten()
             out.write(flat.view(torch.uint8).numpy())
 
 
-def _encoded(header: Mapping[str, Any]) -> bytes:
+def encoded_header(header: Mapping[str, Any]) -> bytes:
+    """Spell a header with its length in front, as a file begins."""
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     return len(encoded).to_bytes(8, "little") + encoded
 
 
-def _tensor(data: bytes, dtype: str) -> "Tensor":
+def to_tensor(data: bytes, dtype: str) -> "Tensor":
+    """Read floating-point numbers, without their shape."""
     import torch
 
     return torch.frombuffer(bytearray(data), dtype=getattr(torch, NAMES[dtype]))
 
 
-def _bytes(tensor: "Tensor", dtype: str) -> bytes:
+def to_bytes(tensor: "Tensor", dtype: str) -> bytes:
+    """Spell a tensor's numbers in a floating-point format."""
     import torch
 
     cast = tensor.to(getattr(torch, NAMES[dtype])).contiguous().flatten()

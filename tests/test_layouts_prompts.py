@@ -1,0 +1,127 @@
+"""Pictures and prompts reach a translated model as they reach the original.
+
+Faults planted and caught: pad-to-square left out; no beginning of an answer; the user's words learned.
+"""
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import AutoProcessor, CLIPImageProcessorPil
+
+from tests import originals
+from tests.converting import QUICK, run
+from tests.tiny import tiny_picture
+from victorctl.layouts import prompts
+
+WIDE = tiny_picture(1, (60, 30))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def towers():
+    with pytest.MonkeyPatch.context() as patch:
+        originals.know_tiny_towers(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Convert a LLaVA 1.5 that pads."""
+    folder = tmp_path_factory.mktemp("made")
+    source = originals.write_original(folder / "llava", originals.native())
+    return source, folder / "victor", run(source, folder / "victor")
+
+
+# ---- Pictures ------------------------------------------------------------------------------------
+
+
+def padded_square(picture):
+    """Pad as the original does: centred, on the mean colour of CLIP's pictures."""
+    mean = tuple(int(each * 255) for each in originals.CLIP_COLOURS["image_mean"])
+    side = max(picture.size)
+    square = Image.new("RGB", (side, side), mean)
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square
+
+
+CLIP = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+
+
+@pytest.mark.parametrize("size", [(60, 30), (30, 61), (40, 40)])
+def test_pictures_are_padded_to_squares_as_in_the_original(made, size):
+    picture = tiny_picture(2, size)
+    _, out, result = made
+    ours = AutoProcessor.from_pretrained(out).image_processor(picture).pixel_values[0]
+    assert np.array_equal(ours, CLIP(padded_square(picture)).pixel_values[0])
+    assert result["warnings"][0].startswith("pictures are padded to squares, as in the original")
+
+
+def test_or_they_are_cropped_as_in_llava_hfs_copies_and_that_is_said(made, tmp_path):
+    result = run(made[0], tmp_path / "out", flags=QUICK | {"convert.image_aspect": "keep"})
+    processor = AutoProcessor.from_pretrained(tmp_path / "out").image_processor
+    assert type(processor) is CLIPImageProcessorPil
+    assert np.array_equal(processor(WIDE).pixel_values[0], CLIP(WIDE).pixel_values[0])
+    assert "not padded to squares as in the original" in result["warnings"][0]
+
+
+def test_an_original_that_crops_is_left_alone_unless_padding_is_asked_for(tmp_path):
+    model = originals.native()
+    source = originals.write_original(tmp_path / "llava", model, image_aspect_ratio=None)
+    kinds = {}
+    for aspect in (None, "pad"):
+        out = tmp_path / str(aspect)
+        run(source, out, flags=QUICK | {"convert.image_aspect": aspect})
+        kinds[aspect] = type(AutoProcessor.from_pretrained(out).image_processor).__name__
+    assert kinds == {None: "CLIPImageProcessorPil", "pad": "LlavaImageProcessorPil"}
+
+
+# ---- Prompts -------------------------------------------------------------------------------------
+
+CHAT = [
+    {"role": "user", "content": [{"type": "text", "text": "what?"}, {"type": "image"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "a cat"}]},
+    {"role": "user", "content": [{"type": "text", "text": "where?"}]},
+]
+CHATML = (
+    "<|im_start|>user\n<image>\nwhat?<|im_end|>{0}<|im_start|>assistant\na cat<|im_end|>{0}"
+    "<|im_start|>user\nwhere?<|im_end|>{0}<|im_start|>assistant\n"
+)
+PROMPTS = {
+    ("llama", "vicuna"): "USER: <image>\nwhat? ASSISTANT: a cat USER: where? ASSISTANT:",
+    ("mistral", "vicuna"): "[INST] <image>\nwhat? [/INST] a cat</s>[INST] where? [/INST]",
+    ("llama", "hermes"): CHATML.format(""),
+    ("qwen2", "qwen"): CHATML.format("\n"),
+    ("llama", "llama3"): (
+        "<|start_header_id|>user<|end_header_id|>\n\n<image>\nwhat?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\na cat<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nwhere?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "taught"), PROMPTS)
+def test_the_chat_template_is_that_which_the_language_model_was_taught(text, taught):
+    tokenizer = originals.tokenizer()
+    known = {"vicuna": {}, "llama3": {"<|start_header_id|>": 1}}.get(taught)
+    if known is not None:
+        tokenizer.get_vocab = lambda: known
+    _, template = prompts.template_of(tokenizer, text)
+    prompt = tokenizer.apply_chat_template(
+        CHAT, chat_template=template, add_generation_prompt=True, tokenize=False
+    )
+    assert prompt == PROMPTS[text, taught]
+
+
+def test_only_what_the_assistant_says_is_learned():
+    tokenizer = originals.tokenizer()
+    for template in (prompts.VICUNA, prompts.MISTRAL, prompts.QWEN, prompts.HERMES, prompts.LLAMA3):
+        found = tokenizer.apply_chat_template(
+            CHAT, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
+        )
+        learned = [
+            token
+            for token, mask in zip(found["input_ids"], found["assistant_masks"], strict=True)
+            if mask
+        ]
+        assert tokenizer.decode(learned).startswith("a cat")
+        assert len(learned) in (2, 3)
