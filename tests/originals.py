@@ -28,7 +28,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from tests.tiny import WORDS, _spread_weights
+from tests.tiny import WORDS, spread_weights
 from victorctl.layouts.towers import CLIP_COLOURS, SIGLIP_COLOURS, TOWERS, Tower
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
@@ -95,7 +95,7 @@ def native(kind: str = "llava", *, text: str = "llama", tied: bool = False) -> P
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         model = model_class(config).eval()
-        _spread_weights(model)
+        spread_weights(model)
         if tied:
             model.tie_weights()
     return model

@@ -258,7 +258,7 @@ OUTSIDE = ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", r"..\
 def test_an_index_cannot_lead_out_of_the_folder(tmp_path, name):
     index = {"weight_map": {"a": name}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    for call in (checkpoint.weight_files, checkpoint.tensor_names):
+    for call in (checkpoint.weight_files, checkpoint.shard_names):
         with pytest.raises(VictorError, match="lies outside of the folder"):
             call(tmp_path)
 

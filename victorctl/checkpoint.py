@@ -155,11 +155,6 @@ def shard_names(folder: Path) -> list[str]:
     return names
 
 
-def tensor_names(folder: Path) -> set[str]:
-    """Name the tensors that the base's index promises; none where there is no index."""
-    return set(weight_map(folder / BASE_INDEX))
-
-
 def weight_map(index: Path, suffix: str = ".safetensors") -> dict[str, str]:
     """Read which file each tensor is in, every one of them a safetensors file beside the index.
 

@@ -1,6 +1,7 @@
 """What a conversion will make: every setting resolved and checked against the source."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from victorctl.checkpoint import (
     load_config,
     read_config,
     shard_names,
-    tensor_names,
     weight_files,
+    weight_map,
 )
 from victorctl.errors import VictorError
 from victorctl.families import Family, backbone_of, check_backbone, family_of
@@ -28,8 +29,10 @@ from victorctl.layouts.streams import Weights
 from victorctl.layouts.translation import Translation, translate
 from victorctl.lineage import read_lineage
 from victorctl.recipe import Recipe, Run, flag
-from victorctl.sources import Source, fetch_weights
+from victorctl.sources import BASE_INDEX, Source, fetch_weights
 
+BUFFERS = ("position_ids", "num_batches_tracked")  # which old files hold, too
+LAYER = re.compile(r"(?:language_model|text_model)\.(?:model\.)?layers\.(\d+)\.")
 FORMATS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 
 
@@ -197,12 +200,10 @@ def check_files(plan: Plan, run: Run) -> Files:
     folder, settings = plan.source.folder, plan.recipe.convert
     fetch_weights(plan.source, shard_names(folder) or ["model.safetensors"])
     paths = weight_files(folder)
-    entries = [entry for path in paths for entry in weights.read_entries(path)]
-    if lost := tensor_names(folder) - {entry.name for entry in entries}:
-        raise VictorError(
-            f"{plan.source.name}: {len(lost)} tensors are in no shard, such as {min(lost)}",
-            fix=weights.AGAIN,
-        )
+    shards = {path.name: weights.read_entries(path) for path in paths}
+    entries = [entry for found in shards.values() for entry in found]
+    _check_index(plan, shards)
+    _check_numbers(plan, entries)
     files = Files(paths, *_formats(plan, entries))
     if files.cast and settings.link:
         raise VictorError(
@@ -211,6 +212,36 @@ def check_files(plan: Plan, run: Run) -> Files:
         )
     _check_room(files, run, link=settings.link)
     return files
+
+
+def _check_index(plan: Plan, shards: Mapping[str, Sequence[weights.Entry]]) -> None:
+    """Refuse an index that says something else than its shards."""
+    found = [(entry.name, shard) for shard, entries in shards.items() for entry in entries]
+    promised = weight_map(plan.source.folder / BASE_INDEX) if len(shards) > 1 else dict(found)
+    if lost := promised.keys() - dict(found).keys():
+        problem = f"{len(lost)} tensors are in no shard, such as {min(lost)}"
+        raise VictorError(f"{plan.source.name}: {problem}", fix=weights.AGAIN)
+    for name, shard in found:
+        if promised.get(name) != shard:
+            problem = f"tensor {name} is in {shard}, and the index says {promised.get(name)}"
+            raise VictorError(f"{plan.source.name}: {problem}", fix=weights.AGAIN)
+
+
+def _check_numbers(plan: Plan, entries: Sequence[weights.Entry]) -> None:
+    """Refuse weights that are no floating-point numbers, or of more or fewer layers than said."""
+    for entry in entries:
+        if entry.dtype not in weights.NAMES and not entry.name.endswith(BUFFERS):
+            problem = f"tensor {entry.name} holds {entry.dtype}, not floating-point numbers"
+            raise VictorError(
+                f"{plan.source.name}: {problem}", fix="convert the model before quantising it"
+            )
+    numbers = {int(found[1]) for entry in entries if (found := LAYER.search(entry.name))}
+    if len(numbers) != plan.layers:
+        raise VictorError(
+            f"{plan.source.name}: its weights have {len(numbers)} layers of the text model, and "
+            f"config.json says {plan.layers}",
+            fix="use a copy whose weights and config.json belong together",
+        )
 
 
 def _check_original(plan: Plan, translation: Translation, run: Run) -> Files:

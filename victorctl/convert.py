@@ -1,8 +1,6 @@
 """The convert stage: turn a LLaVA into a Victor model, its weights untouched."""
 
 import json
-import resource
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,8 +29,16 @@ from victorctl.lineage import add_stage, hash_of
 from victorctl.modeling_victor import PREFIX, WEIGHTS, write_config, write_indexes
 from victorctl.recipe import Recipe, Run
 from victorctl.registers import draw_registers
-from victorctl.runtime import attention, progress, resolve, set_threads
+from victorctl.runtime import (
+    attention,
+    free_memory,
+    peak_memory,
+    progress,
+    resolve,
+    set_threads,
+)
 from victorctl.sources import open_source
+from victorctl.units import size
 
 PICTURES = 16  # that the registers' distribution is measured on
 MEGABYTE = 10**6
@@ -126,7 +132,7 @@ def convert(source: str, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         "base_intact": intact,
         "parity": proof,
         "seconds": time.perf_counter() - started,
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": peak_memory(),
         "warnings": plan.warnings,
         "not_checked": _not_checked(here) if run.dry_run else [],
     }
@@ -142,13 +148,9 @@ def _not_checked(here: bool) -> list[str]:
     ]
 
 
-def _peak_memory() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def _make(plan: Plan, files: Files, run: Run) -> dict[str, Any]:
     """Ask the source, write the folder, and prove it; it appears only if all of that holds."""
+    plan = _spare_memory(plan, files, run)
     if plan.translation is None:
         evidence = _ask(plan, files, run)
         with writing(run.out, overwrite=run.overwrite) as folder:
@@ -160,6 +162,19 @@ def _make(plan: Plan, files: Files, run: Run) -> dict[str, Any]:
         base = _translate(plan, files, folder, run)
         plan = replace(plan, source=replace(plan.source, folder=folder))
         return _finish(plan, base, _ask(plan, base.files, run), folder, run)
+
+
+def _spare_memory(plan: Plan, files: Files, run: Run) -> Plan:
+    """Prove no more than the hashes where the model does not fit into memory, and say so."""
+    needed, free = 1.2 * files.size, free_memory(resolve(run)[0])
+    if plan.recipe.convert.verify != "full" or needed <= free:
+        return plan
+    plan.warnings.append(
+        f"{plan.source.name} needs {size(needed)} of memory, and {size(free)} are free: tensors "
+        "were compared, but not what both models compute"
+    )
+    convert = plan.recipe.convert.model_copy(update={"verify": "hash"})
+    return replace(plan, recipe=plan.recipe.model_copy(update={"convert": convert}))
 
 
 def _finish(
@@ -210,12 +225,17 @@ def _origin(plan: Plan) -> dict[str, Any]:
 def _ask(plan: Plan, files: Files, run: Run) -> Evidence | None:
     """Run the source model once: its slices, a probe, and the visual tokens of pictures."""
     folder, device = plan.source.folder, resolve(run)[0]
-    full, drawn = plan.recipe.convert.verify == "full", plan.recipe.victor.init == "visual"
-    if not full and not drawn:
-        return None
+    verify, drawn = plan.recipe.convert.verify, plan.recipe.victor.init == "visual"
+    full = verify == "full"
+    if verify == "hash":
+        how = {"dtype": "auto", "device": torch.device("meta"), "attn": None}
+        with parity.native_model(folder, plan.family, **how):
+            pass  # each tensor has its place, and its shape
     dtype = getattr(torch, weights.NAMES[files.cast]) if files.cast else "auto"
     how = {"dtype": dtype, "device": device, "attn": attention(run)}
-    if full and plan.translation is not None:
+    if not full:
+        return _look(plan, how) if drawn else None
+    if plan.translation is not None:
         how["dtype"] = getattr(torch, weights.NAMES[files.dtype])
         source = original_model(plan.translation, plan.family, **how)
     else:
@@ -237,6 +257,14 @@ def _ask(plan: Plan, files: Files, run: Run) -> Evidence | None:
         evidence = Evidence(inputs, parity.logits(model, inputs)[..., :vocab], visual)
         del model  # the last hold on it, so that it is gone before the next is loaded
     return evidence
+
+
+def _look(plan: Plan, how: dict[str, Any]) -> Evidence:
+    """Draw visual tokens of pictures, without the layers of the text model."""
+    folder = plan.source.folder
+    with parity.native_model(folder, plan.family, **how, seeing=True) as model:
+        tokens = parity.visual_tokens(model, parity.pictures(folder, PICTURES))
+        return Evidence({}, torch.empty(0), [each.float().cpu().numpy() for each in tokens])
 
 
 def _translate(plan: Plan, files: Files, folder: Path, run: Run) -> Base:

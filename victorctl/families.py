@@ -235,7 +235,8 @@ def family_of(config: Mapping[str, Any], place: object) -> Family:
             fix=f"victorctl convert {place} --out FOLDER",
         )
     for family in FAMILIES:
-        if family.model_type == kind and "text_config" in config and "vision_config" in config:
+        parts = (config.get("text_config"), config.get("vision_config"))
+        if family.model_type == kind and all(isinstance(part, dict) for part in parts):
             return family
     if kind is None:
         problem = f"{place}: config.json names no model_type"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from victorctl.checkpoint import load_processor, quiet_loading
+from victorctl.checkpoint import load_config, load_processor, quiet_loading
 from victorctl.data.batches import to_model
 from victorctl.data.scenes import scene
 from victorctl.errors import CheckFailed, VictorError
@@ -24,28 +24,46 @@ BEFORE = 4  # of them before the picture
 
 
 @contextmanager
-def native_model(
+def native_model(  # noqa: PLR0913
     folder: Path,
     family: Family,
     *,
     dtype: torch.dtype | str,
     device: torch.device,
     attn: str | None,
+    seeing: bool = False,
 ) -> Iterator[nn.Module]:
     """Load a folder as the unconverted model, with transformers' own class; it is freed at the end.
+
+    Args:
+        folder: Holds the weights; on the device "meta" their headers alone are read.
+        family: Says which class.
+        dtype: As stored, or another.
+        device: Where to.
+        attn: Attention; None for the default.
+        seeing: Load what sees pictures, and of the text model a single layer.
 
     Raises:
         VictorError: If a tensor is missing or has no place in the model.
     """
+    config = load_config(folder)
+    if seeing:
+        text = config.get_text_config()
+        text.num_hidden_layers = 1
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[:1]
     with quiet_loading():
         model, report = getattr(transformers, family.native).from_pretrained(
             folder,
+            config=config,
             dtype=dtype,
             attn_implementation=attn,
+            device_map=device if device.type == "meta" else None,  # of weights the headers alone
             ignore_mismatched_sizes=True,  # only so that the report names them
             output_loading_info=True,
         )
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+    kinds = ("missing_keys", "mismatched_keys") + (() if seeing else ("unexpected_keys",))
+    for kind in kinds:
         if names := sorted(key if isinstance(key, str) else key[0] for key in report[kind]):
             raise VictorError(
                 f"{folder}: {len(names)} {kind.split('_')[0]} tensors, such as {names[0]}",

@@ -2,15 +2,19 @@
 
 import platform
 import random
+import re
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import psutil
 import torch
 from rich.console import Console
 from rich.progress import (
@@ -62,6 +66,22 @@ def set_threads(threads: int | None) -> None:
     if threads < 1:
         raise VictorError(f"--threads {threads}: at least one is needed", fix="use --threads 1")
     torch.set_num_threads(threads)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a model may still take on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def peak_memory() -> int:
+    """Bytes that this process took at the most."""
+    status = Path("/proc/self/status")  # rusage begins with what the parent took
+    if status.exists():
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def seed_everything(seed: int) -> None:
