@@ -1,4 +1,4 @@
-"""A model that lies elsewhere: partly on the disk, in shards, or as compiled code.
+"""A model that lies elsewhere: on the disk, on another device, in shards, or as compiled code.
 
 Faults planted and caught: a register's parameter read outside of its module; the class named as
 sharding names it; hooks left out of what is compiled; parameters, updates, offsets or registers
@@ -66,11 +66,6 @@ def test_weights_may_come_to_the_device_one_module_at_a_time(folder):
 # ---- On several devices --------------------------------------------------------------------------
 
 
-def moved(part, device):
-    """Put a part of a model elsewhere, as `device_map` does: its results stay there."""
-    return add_hook_to_module(part, AlignDevicesHook(execution_device=device))
-
-
 @pytest.mark.parametrize("hooked", [False, True], ids=["parameters", "results too"])
 @torch.no_grad()
 def test_what_is_learned_comes_to_the_device_of_the_layer_that_it_acts_in(hooked):
@@ -82,8 +77,8 @@ def test_what_is_learned_comes_to_the_device_of_the_layer_that_it_acts_in(hooked
         layer.weight = nn.Parameter(torch.empty(4, 8, device="cuda"))
         for learned in (LowRank(layer, 2, 1.5, gate), Offset(layer, 3, 8, gate)):
             assert {part.device.type for part in learned.parameters()} == {"cpu"}
-            if hooked:
-                moved(learned, "cpu")
+            if hooked:  # as `device_map` does: results stay where they were computed
+                add_hook_to_module(learned, AlignDevicesHook(execution_device="cpu"))
 
         assert layer(hidden).device.type == "cuda"
 

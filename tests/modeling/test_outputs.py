@@ -2,9 +2,10 @@
 
 Faults planted and caught: hooks never installed; hooks installed only for arguments; the state at
 the cut counted twice; states chosen slice by slice; numbers out of range counted round; states of
-the sequence, not the caller's; a copy's hooks stay with the original; registers not cast to the
-hidden type; adapters not cast; gates closed after the forward; gates not kept for a layer that is
-computed again; the cache passed on under its old name only, and under its new name only.
+the sequence, not the caller's; a copy's hooks stay with the original; a second hook beside the
+first; hooks that stay; registers not cast to the hidden type; adapters not cast; gates closed after
+the forward; gates not kept for a layer that is computed again; the cache passed on under its old
+name only, and under its new name only.
 """
 
 import ast
