@@ -122,6 +122,12 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
     text = config.get_text_config()
     check_backbone(text.model_type, source.name)
     shape = cost.shape_of(config)
+    if min(shape.layers, shape.hidden, shape.vocab) < 1:
+        raise VictorError(
+            f"{source.name}: config.json describes a text model of {shape.layers} layers, "
+            f"{shape.hidden} wide, for {shape.vocab} tokens",
+            fix="correct the file, or use another copy of the model",
+        )
     notes = list(translation.remarks) if translation else _check_flags(source, family, recipe)
     victor = recipe.victor
     if not has_processor(source.folder):
