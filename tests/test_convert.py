@@ -224,7 +224,13 @@ def test_only_one_model_is_in_memory_at_a_time(llava, tmp_path, monkeypatch):
 
 
 def test_without_proof_no_model_is_built(llava, tmp_path, monkeypatch):
-    monkeypatch.setattr(parity, "native_model", lambda *_args, **_more: pytest.fail("built"))
+    native = parity.native_model
+
+    def of_shapes(*args, **how):
+        assert how["device"].type == "meta"
+        return native(*args, **how)
+
+    monkeypatch.setattr(parity, "native_model", of_shapes)
     result = run(llava, tmp_path / "hash", flags=QUICK | {"convert.verify": "hash"})
     assert result["parity"] == {"hashes_equal": True, "max_logit_difference": None}
     result = run(llava, tmp_path / "none")

@@ -1,8 +1,8 @@
 """A model in LLaVA's original layout is the model that it was written from, whatever the layout.
 
 Faults planted and caught: a projector layer under the other's name; new rows of zeros; the mean of
-the last block only; a tied head written, and an untied one awaited; a head of SigLIP kept; the
-class token not counted; sizes never turned; padding on the right; a number format left as it was.
+the last block only; a tied head written, and an untied one awaited; a head of SigLIP kept; a class
+token not counted; sizes never turned; padding on the right; a number format left as it was said.
 """
 
 import json

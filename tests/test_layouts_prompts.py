@@ -1,7 +1,7 @@
 """Pictures and prompts reach a translated model as they reach the original.
 
-Faults planted and caught: pad-to-square left out; no beginning of an answer; the user's
-words learned.
+Faults planted and caught: pad-to-square left out; no beginning of an answer; what the user says
+learned.
 """
 
 import numpy as np

@@ -122,12 +122,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
     text = config.get_text_config()
     check_backbone(text.model_type, source.name)
     shape = cost.shape_of(config)
-    if min(shape.layers, shape.hidden, shape.vocab) < 1:
-        raise VictorError(
-            f"{source.name}: config.json describes a text model of {shape.layers} layers, "
-            f"{shape.hidden} wide, for {shape.vocab} tokens",
-            fix="correct the file, or use another copy of the model",
-        )
+    _check_shape(shape, source)
     notes = list(translation.remarks) if translation else _check_flags(source, family, recipe)
     victor = recipe.victor
     if not has_processor(source.folder):
@@ -161,6 +156,15 @@ def _fewest_visual_tokens(family: Family, config: Any, shape: cost.Shape) -> int
     if family.fixed:
         return shape.projected or None
     return count_visual_tokens(getattr(transformers, family.native), config)
+
+
+def _check_shape(shape: cost.Shape, source: Source) -> None:
+    if min(shape.layers, shape.hidden, shape.vocab) < 1:
+        raise VictorError(
+            f"{source.name}: config.json describes a text model of {shape.layers} layers, "
+            f"{shape.hidden} wide, for {shape.vocab} tokens",
+            fix="correct the file, or use another copy of the model",
+        )
 
 
 def _check_flags(source: Source, family: Family, recipe: Recipe) -> list[str]:
@@ -209,8 +213,9 @@ def check_files(plan: Plan, run: Run) -> Files:
     shards = {path.name: weights.read_entries(path) for path in paths}
     entries = [entry for found in shards.values() for entry in found]
     _check_index(plan, shards)
+    formats = _formats(plan, entries)
     _check_numbers(plan, entries)
-    files = Files(paths, *_formats(plan, entries))
+    files = Files(paths, *formats)
     if files.cast and settings.link:
         raise VictorError(
             f"--link --dtype {settings.dtype}: a link cannot have another number format",

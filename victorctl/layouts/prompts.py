@@ -131,11 +131,6 @@ def load_tokenizer(folder: Path, config: Mapping[str, Any], length: int | None) 
 
 
 def _no_tokenizer(folder: Path) -> VictorError:
-    if any(folder.glob("*.model")) and not (folder / "tokenizer.json").is_file():
-        return VictorError(
-            f"{folder}: its tokenizer, a .model file, cannot be read",
-            fix="pip install sentencepiece",
-        )
     return VictorError(
         f"{folder}: no tokenizer that transformers can load",
         fix="copy the language model's tokenizer files into the folder",
