@@ -177,7 +177,7 @@ def test_questions_about_one_picture_share_a_step_and_each_counts_in_a_resumed_r
     asked = []
 
     def count(self, batch):
-        asked.append((len(batch.pictures), len(batch.keys)))
+        asked.append((len(batch.prefix), len(batch.keys)))
         return forward(self, batch)
 
     forward = Distillation.forward

@@ -36,6 +36,8 @@ NEEDED = {
     "jinja2": "",
     "matplotlib": "",
     "packaging": "",
+    "psutil": "",
+    "sentencepiece": "",
 }
 LITTLE_DISK = 5 * 10**9  # bytes; a 7B model in half precision takes 14
 

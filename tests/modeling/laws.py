@@ -17,7 +17,7 @@ import itertools
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +66,19 @@ def load_case(place: Path) -> Case:
     loaded = (load(folder, trust_remote_code=True), load(folder), load(place / "source"))
     stored = load_file(place / "pictures.safetensors")
     return Case(folder, *(model.eval() for model in loaded), stored)
+
+
+def keep_last(make: Callable[[str], Path]) -> Callable[[str], Case]:
+    """Load the cases that are made by name, one after another; of equal names only the first."""
+    last: dict[str, Case] = {}
+
+    def case(name: str) -> Case:
+        if name not in last:
+            last.clear()
+            last[name] = load_case(make(name))
+        return last[name]
+
+    return case
 
 
 # ---- Prompts and states --------------------------------------------------------------------------

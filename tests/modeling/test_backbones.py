@@ -1,11 +1,11 @@
 """Every text model that is said to be tested obeys every law; every other is refused by name.
 
-Four of them are tried at once, which between them have windows in all and in some layers, layers
-without positions, attention beside the MLP, capped scores, scaled and tied embeddings, and experts.
+Two of them are tried at once, which between them have windows in all and in some layers, capped
+scores, scaled and tied embeddings, and experts; the others, too, where slow tests run.
 """
 
 import pytest
-from transformers import CONFIG_MAPPING, LlavaConfig, LlavaForConditionalGeneration
+from transformers import CONFIG_MAPPING, LlavaConfig
 
 from tests import backbones
 from tests.converting import QUICK, left, run
@@ -13,9 +13,8 @@ from tests.modeling import laws
 from victorctl.__main__ import main
 from victorctl.errors import VictorError
 from victorctl.families import BACKBONES
-from victorctl.modeling_victor import VictorLlava
 
-AT_ONCE = ("cohere2", "gemma2", "gemma3_text", "mixtral")
+AT_ONCE = ("gemma2", "mixtral")
 SLOW = [pytest.param(text, marks=pytest.mark.slow) for text in backbones.SETTINGS]
 TEXTS = [
     text if text in AT_ONCE else slow for text, slow in zip(backbones.SETTINGS, SLOW, strict=True)
@@ -26,19 +25,7 @@ REFUSED = [known for known in BACKBONES if known.refused]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Make and load a text model's case; the last is kept."""
-    last = {}
-
-    def case(text):
-        if text not in last:
-            last.clear()
-            place = backbones.make(tmp_path_factory.mktemp(text), text)
-            folder, native = place / "victor", LlavaForConditionalGeneration
-            loaded = (VictorLlava.from_pretrained(folder), native.from_pretrained(folder))
-            source = native.from_pretrained(place / "source")
-            last[text] = laws.Case(folder, *(model.eval() for model in (*loaded, source)))
-        return last[text]
-
-    return case
+    return laws.keep_last(lambda text: backbones.make(tmp_path_factory.mktemp(text), text))
 
 
 @pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)

@@ -7,7 +7,7 @@ from tests.modeling import laws
 from victorctl import modeling_victor
 from victorctl.families import FAMILIES
 
-AT_ONCE = ("llava_onevision", "internvl")
+AT_ONCE = ("llava_onevision",)  # several sizes, several pictures, videos
 NAMES = [
     name if name in AT_ONCE else pytest.param(name, marks=pytest.mark.slow)
     for name in families.FAMILIES
@@ -17,15 +17,7 @@ NAMES = [
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Make and load a family's case; the last is kept."""
-    last = {}
-
-    def case(name):
-        if name not in last:
-            last.clear()
-            last[name] = laws.load_case(families.make(tmp_path_factory.mktemp(name), name))
-        return last[name]
-
-    return case
+    return laws.keep_last(lambda name: families.make(tmp_path_factory.mktemp(name), name))
 
 
 @pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
