@@ -84,11 +84,11 @@ STUDIES = {
     "smol/positions": Study(
         recipe="smol/victor",
         shared={
-            "train.steps": 60,
+            "train.steps": 40,
             "train.batch_size": 4,
             "train.distill": 0,
             **QUESTIONS,
-            "eval.limit": 300,
+            "eval.limit": 200,
         },
         variants=STARTS,
     ),

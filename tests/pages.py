@@ -55,7 +55,12 @@ def blocks() -> dict[Path, str]:
         base = stored("smol-base")
         read = foretold(base["untouched_perplexity"], real["victor"]["perplexity"])
         pages[DOCS / "smol.md"] = join(
-            grown(base), *summary(real), read, *studies("smol"), typed({"base": base, **real})
+            grown(base),
+            *summary(real),
+            kinds_of_questions(real["victor"]),
+            read,
+            *studies("smol"),
+            typed({"base": base, **real}),
         )
     return pages
 
@@ -100,6 +105,15 @@ def grown(base: dict[str, Any]) -> str:
     head = ("questions", f"base, {minutes} minutes", "without the picture")
     head += (f"projector alone, {base['projector_alone']['minutes']} minutes",)
     return table(head, rows)
+
+
+def kinds_of_questions(measured: dict[str, Any]) -> str:
+    """Show of each kind of question how many base and model answer."""
+    rows = [
+        (name, str(found["questions"]), percent(found["base"]), percent(found["model"]))
+        for name, found in sorted(measured["eval"]["by_type"].items())
+    ]
+    return table(("kind of question", "asked", "base", "Victor"), rows)
 
 
 def foretold(untouched: float, perplexity: dict[str, float]) -> str:
