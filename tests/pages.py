@@ -49,7 +49,7 @@ def blocks() -> dict[Path, str]:
     pages[README] = in_short(measured["victor"])
     if file_of("prefill").exists():
         shown = join(shown, prefills(stored("prefill")))
-    pages[DOCS / "results.md"] = shown
+    pages[DOCS / "results.md"] = join(shown, converting(stored("converting")))
     if file_of("smol-victor").exists():
         real = {"victor": stored("smol-victor")}
         base = stored("smol-base")
@@ -225,6 +225,17 @@ def prefills(found: dict[str, Any]) -> str:
         f"{found['registers']} registers, visual tokens leave at layer {found['drop_layer']} of "
         f"{found['layers']}, {found['width']} wide, {found['threads']} CPU threads: "
         f"{times(bound)} fewer FLOPs is the bound.\n\n{table(head, rows)}"
+    )
+
+
+def converting(found: dict[str, Any]) -> str:
+    """Tell what converting a large checkpoint costs."""
+    return (
+        f"Converting {size(found['bytes'])} of weights in shards, no model built: "
+        f"{found['convert_seconds']:.0f} s, {found['ratio']:.2f} times what copying the files and "
+        f"hashing both takes ({found['copy_and_hash_seconds']:.0f} s), and "
+        f"{size(found['memory_above_imports'])} of memory above the imports "
+        f"(`scripts/speed/converting.py`)."
     )
 
 
