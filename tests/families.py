@@ -46,8 +46,8 @@ def square(number: int) -> dict[str, Tensor]:
 
 
 def large(number: int) -> dict[str, Tensor]:
-    """Draw a picture of one size, for towers that shrink it much."""
-    return {"pixel_values": noise(number, 1, 3, 64, 64)}
+    """Draw a picture of one or two tiles, for towers that shrink them much."""
+    return {"pixel_values": noise(number, 1 + number % 2, 3, 64, 64)}
 
 
 def tiles(number: int) -> dict[str, Tensor]:
@@ -83,6 +83,8 @@ class Tiny(NamedTuple):
     video: Draw | None = None
     rows: int = 1
     """Pieces that an image's placeholders come in, with text between them."""
+    apart: bool = False
+    """Its tiles have text between them."""
 
 
 SHOWN = {"image_token_index": IMAGE, "vision_config": TOWER}
@@ -101,11 +103,12 @@ FAMILIES = {
         video,
     ),
     "video_llava": Tiny("llama", {**SHOWN, **MOVING}, square, video),
-    "aya_vision": Tiny("cohere2", {**SHOWN, "vision_config": SIGLIP}, tiles),
+    "aya_vision": Tiny("cohere2", {**SHOWN, "vision_config": SIGLIP}, tiles, apart=True),
     "cohere2_vision": Tiny(
         "cohere2",
         {"image_token_id": IMAGE, "vision_config": SIGLIP, "alignment_intermediate_size": 64},
         tiles,
+        apart=True,
     ),
     "got_ocr2": Tiny(
         "qwen2",
@@ -126,6 +129,7 @@ FAMILIES = {
             "vision_config": {**SIGLIP, "model_type": "idefics3_vision"},
         },
         tiles,
+        apart=True,
     ),
     "internvl": Tiny(
         "qwen2",
@@ -154,6 +158,7 @@ FAMILIES = {
             "vision_config": {**SIGLIP, "model_type": "smolvlm_vision"},
         },
         tiles,
+        apart=True,
     ),
 }
 """By model type; what a family's own defaults make too large is small."""
@@ -186,7 +191,8 @@ def drawn(model: PreTrainedModel, name: str) -> dict[str, Tensor]:
             )
             features = getattr(model.model, f"get_{modality}_features")(**seen, return_dict=True)
             count = sum(feature[..., 0].numel() for feature in features.pooler_output)
-            rows = [[token] * (count // tiny.rows)] * tiny.rows
+            pieces = len(pixels["pixel_values"]) if tiny.apart else tiny.rows
+            rows = [[token] * (count // pieces)] * pieces
             spelled = [id for row in rows for id in (BREAK, *row)][1:]
             made |= {f"{modality}.{number}.{key}": value for key, value in pixels.items()}
             made[f"{modality}.{number}.spelled"] = torch.tensor(spelled)

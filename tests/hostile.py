@@ -212,7 +212,10 @@ HOSTILE: dict[str, tuple[Twist, str]] = {
     "empty shard": (first(lambda p: p.write_bytes(b"")), "truncated within its header"),
     "seven bytes": (first(lambda p: p.write_bytes(b"1234567")), "truncated within its header"),
     "LFS pointer": (first(lambda p: p.write_bytes(b"version https://git-lfs")), "Git LFS pointer"),
-    "a pickle inside": (first(lambda p: p.write_bytes(pickle.dumps(Bomb()))), "header|safetensors"),
+    "a pickle inside": (
+        first(lambda p: p.write_bytes(pickle.dumps(Bomb()))),
+        "truncated within its header|not a safetensors file",
+    ),
     "cut in the header": (first(lambda p: p.write_bytes(p.read_bytes()[:40])), "truncated within"),
     "endless header": (first(lambda p: p.write_bytes(b"\xff" * 64)), "not a safetensors file"),
     "header no JSON": (
@@ -225,6 +228,12 @@ HOSTILE: dict[str, tuple[Twist, str]] = {
     "backwards": (entry(data_offsets=[64, 0]), "gaps|not a safetensors"),
     "huge offsets": (entry(data_offsets=[0, 1 << 62]), r"in \d+ bytes"),
     "offsets of words": (entry(data_offsets=["a", "b"]), "not a safetensors file"),
+    "offsets with a point": (entry(data_offsets=[0.0, 8.0]), "sizes that are no whole numbers"),
+    "a shape with a point": (entry(shape=[2.0]), "sizes that are no whole numbers"),
+    "brackets without end": (
+        first(lambda p: p.write_bytes(struct.pack("<Q", 200_000) + b"[" * 200_000)),
+        "not a safetensors file",
+    ),
     "one offset": (entry(data_offsets=[0]), "not a safetensors file"),
     "overlap": (header(all_at_the_start), "gaps|too long|not a safetensors"),
     "negative shape": (entry(shape=[-1, -32]), r"\(-1, -32\) of F32 in \d+ bytes"),

@@ -202,6 +202,11 @@ def load_processor(folder: Path) -> Any:
     """
     try:
         return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    except ImportError as error:  # of videos, there is none without torchvision
+        raise VictorError(
+            f"{folder}: its processor needs another package ({_in_short(error)})",
+            fix="pip install 'victorctl[video]', which brings torchvision",
+        ) from error
     except (OSError, ValueError) as error:
         raise VictorError(
             f"{folder}: no processor that transformers can load ({_in_short(error)})",

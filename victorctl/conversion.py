@@ -1,6 +1,5 @@
 """What a conversion will make: every setting resolved and checked against the source."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from victorctl.checkpoint import (
     has_chat_template,
     has_processor,
     load_config,
+    load_processor,
     read_config,
     shard_names,
     weight_files,
@@ -32,7 +32,6 @@ from victorctl.recipe import Recipe, Run, flag
 from victorctl.sources import BASE_INDEX, Source, fetch_weights
 
 BUFFERS = ("position_ids", "num_batches_tracked")  # which old files hold, too
-LAYER = re.compile(r"(?:language_model|text_model)\.(?:model\.)?layers\.(\d+)\.")
 FORMATS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 
 
@@ -124,14 +123,10 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
     shape = cost.shape_of(config)
     _check_shape(shape, source)
     notes = list(translation.remarks) if translation else _check_flags(source, family, recipe)
+    notes += _check_processor(source, family, recipe)
     victor = recipe.victor
     if not has_processor(source.folder):
-        notes.append(f"{source.name} has no processor: only weights and config.json are converted")
-        if victor.init == "visual":
-            notes.append("without a processor, registers are drawn like token embeddings")
-            victor = victor.model_copy(update={"init": "embeddings"})
-    if not has_chat_template(source.folder):
-        notes.append(f"{source.name} has no chat template: finetune and eval will ask for one")
+        victor = victor.model_copy(update={"init": "embeddings"})
     if recipe.convert.verify != "full" and not backbone_of(text.model_type):
         notes.append(f"nobody tried to run {text.model_type} in slices: --verify full would")
     drop = victor.drop_layer or default_drop_layer(shape.layers)
@@ -142,7 +137,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
         backbone=text.model_type,
         layers=shape.layers,
         width=shape.hidden,
-        visual_tokens=_fewest_visual_tokens(family, config, shape),
+        visual_tokens=_usual_visual_tokens(family, config, shape),
         recipe=recipe.model_copy(update={"victor": victor}),
         warnings=notes,
         translation=translation,
@@ -151,7 +146,25 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
     return plan
 
 
-def _fewest_visual_tokens(family: Family, config: Any, shape: cost.Shape) -> int | None:
+def _check_processor(source: Source, family: Family, recipe: Recipe) -> list[str]:
+    """Say what lacks beside the weights, and refuse a processor that another package is needed for.
+
+    Raises:
+        VictorError: If it cannot be loaded, before any weights are fetched.
+    """
+    notes = []
+    if not has_processor(source.folder):
+        notes.append(f"{source.name} has no processor: only weights and config.json are converted")
+        if recipe.victor.init == "visual":
+            notes.append("without a processor, registers are drawn like token embeddings")
+    elif not family.fixed:
+        load_processor(source.folder)
+    if not has_chat_template(source.folder):
+        notes.append(f"{source.name} has no chat template: finetune and eval will ask for one")
+    return notes
+
+
+def _usual_visual_tokens(family: Family, config: Any, shape: cost.Shape) -> int | None:
     """Count the visual tokens of a picture as large as the tower's; None where nobody can tell."""
     if family.fixed:
         return shape.projected or None
@@ -246,7 +259,9 @@ def _check_numbers(plan: Plan, entries: Sequence[weights.Entry]) -> None:
             raise VictorError(
                 f"{plan.source.name}: {problem}", fix="convert the model before quantising it"
             )
-    numbers = {int(found[1]) for entry in entries if (found := LAYER.search(entry.name))}
+    numbers = {
+        int(found[2]) for entry in entries if (found := weights.TEXT_LAYER.search(entry.name))
+    }
     if len(numbers) != plan.layers:
         raise VictorError(
             f"{plan.source.name}: its weights have {len(numbers)} layers of the text model, and "

@@ -5,6 +5,7 @@ from collections import Counter
 from typing import Any
 
 import transformers
+from PIL import Image
 
 from victorctl import cost, weights
 from victorctl.checkpoint import (
@@ -17,6 +18,8 @@ from victorctl.checkpoint import (
     weight_files,
 )
 from victorctl.conversion import default_drop_layer
+from victorctl.data.batches import process
+from victorctl.data.conversations import Row
 from victorctl.errors import VictorError
 from victorctl.families import Family, family_of
 from victorctl.features import count_visual_tokens
@@ -87,7 +90,9 @@ def _visual_tokens(
         processor = load_processor(place.folder)
     except VictorError:
         return None
-    return processor._get_num_multimodal_tokens(image_sizes=[picture])["num_image_tokens"][0]
+    row = Row("", (Image.new("RGB", picture[::-1]),), ())
+    _, (tokens,) = process(row, processor)
+    return tokens.count(processor.image_token_id)
 
 
 def _name(dtype: object) -> str | None:

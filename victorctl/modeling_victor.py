@@ -1271,11 +1271,16 @@ class VictorMixin:
     def _chunk(self, input_ids: Tensor, name: str, made: Any, size: int, number: int) -> Any:
         """Take the features of one modality that stand in a chunk of the prompt; None for none."""
         visual = input_ids == getattr(self.config, MODALITIES[name].token)
-        places = (visual.nonzero()[:, 1] // size).split(lengths_of(made.pooler_output))
-        stands = [bool(place[0] == number) for place in places]
-        own = [one for one, here in zip(made.pooler_output, stands, strict=True) if here]
-        if not own:
+        chunk = visual.nonzero()[:, 1] // size  # of every placeholder
+        if not bool((chunk == number).any()):
             return None
+        if name in self.by_runs:  # a feature may be of several images, which chunks take apart
+            whole = torch.cat([feature.flatten(0, -2) for feature in made.pooler_output])
+            own = [whole[chunk == number]]
+        else:
+            places = chunk.split(lengths_of(made.pooler_output))
+            pairs = zip(made.pooler_output, places, strict=True)
+            own = [feature for feature, place in pairs if place[0] == number]
         one_tensor = isinstance(made.pooler_output, Tensor)
         return type(made)(pooler_output=torch.stack(own) if one_tensor else own)
 

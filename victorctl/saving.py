@@ -60,10 +60,10 @@ def size(source: Path, out: Path, network: PreTrainedModel) -> int:
 def _changes(source: Path, network: PreTrainedModel) -> Changes:
     """Say what low-rank updates of every position do to stored weights."""
     stored = {  # a weight's name within the text model, to where it lies
-        name[name.index(".layers.") + 1 :]: (file, name)
+        found[1]: (file, name)
         for file in checkpoint.weight_files(source)
         for name in read_header(file)
-        if "language_model" in name and ".layers." in name
+        if (found := weights.TEXT_LAYER.search(name))
     }
     changes = defaultdict(dict)
     for module_name, module in network.get_decoder().named_modules():

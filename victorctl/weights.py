@@ -6,6 +6,7 @@ A mapped file counts as the process's memory; a stream needs a megabyte, whateve
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from itertools import groupby
@@ -39,6 +40,8 @@ INFINITY = {  # unsigned type of the same size, and the bits of infinity; NaN's 
     "F16": (np.uint16, 0x7C00),
     "BF16": (np.uint16, 0x7F80),
 }
+TEXT_LAYER = re.compile(r"(?:language_model|text_model)\.(?:model\.)?(layers\.(\d+)\..*)")
+"""Names of tensors in the layers of a text model: their name within it, and the layer's number."""
 AGAIN = "download this file again, or use another copy of the model"
 
 Advance = Callable[[int], None]
@@ -70,7 +73,7 @@ def read_entries(file: Path) -> list[Entry]:
     header, first = _read_header(file)
     try:
         entries = [_entry(name, of, first) for name, of in json.loads(header).items()]
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise VictorError(f"{file}: not a safetensors file ({error})", fix=AGAIN) from error
     entries = [entry for entry in entries if entry is not None]
     entries.sort(key=lambda entry: (entry.start, entry.stop))
@@ -94,6 +97,8 @@ def _entry(name: str, value: dict[str, Any], first: int) -> Entry | None:
     if name == "__metadata__":
         return None
     (start, stop), shape = value["data_offsets"], tuple(value["shape"])
+    if {type(number) for number in (start, stop, *shape)} != {int}:
+        raise ValueError(f"{name}: sizes that are no whole numbers")
     bits = math.prod(shape) * BITS[value["dtype"]]
     if min(start, *shape, 0) < 0 or bits != 8 * (stop - start):
         raise ValueError(f"{name}: {shape} of {value['dtype']} in {stop - start} bytes")

@@ -32,7 +32,7 @@ CLOSE = 3e-5  # of the largest value: what single precision leaves after six lay
 PROMPTS = ("ab#cd", "abc", "#a#bcde", "ab##c", "#")  # a letter is a word, `#` a picture
 WITH_VIDEOS = ("a%b", "#c%d", "abc", "e%#")  # and `%` a video
 SIGNS = {"#": "image", "%": "video"}
-ONE_SAMPLE = ("idefics3", "smolvlm")  # pictures have a dimension of samples before them
+ONE_SAMPLE = ("idefics3", "smolvlm")  # each row has its pictures, filled up with black ones
 NEW = 6  # tokens to write
 MODES = ("overlay", "append")
 VERSION = re.compile(rb'"transformers_version": "[^"]+"')
@@ -115,21 +115,28 @@ def count_signs(prompt: str) -> list[int]:
 
 def pictures(case: Case, prompts: tuple[str, ...], seen: list[int]) -> dict[str, Tensor]:
     """Join what the model takes for the pictures and videos of prompts, numbered from `seen`."""
-    wanted = [
-        f"{SIGNS[sign]}.{number}."
-        for sign in SIGNS
-        for prompt, first in zip(prompts, seen, strict=True)
-        for number in range(first, first + prompt.count(sign))
-    ]
+    rows = [stored(case, *one) for one in zip(prompts, seen, strict=True)]
     parts: dict[str, list[Tensor]] = {}
-    for prefix in wanted:
-        for key, value in case.stored.items():
-            if key.startswith(prefix) and not key.endswith(".spelled"):
-                parts.setdefault(key.removeprefix(prefix), []).append(value)
-    made = {name: torch.cat(values) for name, values in parts.items()}
-    if "pixel_values" in made and case.native.config.model_type in ONE_SAMPLE:
-        made["pixel_values"] = made["pixel_values"][None]
-    return made
+    for row in rows:
+        for name, values in row.items():
+            parts.setdefault(name, []).append(values)
+    if not parts or case.native.config.model_type not in ONE_SAMPLE:
+        return {name: torch.cat(values) for name, values in parts.items()}
+    (empty,) = (value.new_zeros(0, *value.shape[1:]) for value in parts["pixel_values"][:1])
+    own = [row.get("pixel_values", empty) for row in rows]
+    return {"pixel_values": nn.utils.rnn.pad_sequence(own, batch_first=True)}
+
+
+def stored(case: Case, prompt: str, first: int) -> dict[str, Tensor]:
+    """Join what the model takes for the pictures and videos of one prompt."""
+    parts: dict[str, list[Tensor]] = {}
+    for sign, modality in SIGNS.items():
+        for number in range(first, first + prompt.count(sign)):
+            prefix = f"{modality}.{number}."
+            for key, value in case.stored.items():
+                if key.startswith(prefix) and not key.endswith(".spelled"):
+                    parts.setdefault(key.removeprefix(prefix), []).append(value)
+    return {name: torch.cat(values) for name, values in parts.items()}
 
 
 def each(case: Case, *prompts: str) -> list[dict[str, Tensor]]:
@@ -172,27 +179,37 @@ def placeholders(case: Case) -> list[int]:
     ]
 
 
-def ends_an_image(case: Case, prompt: str, place: int) -> bool:
-    """Say whether registers follow a sign of a prompt: a picture, or the last of a run of them."""
-    sign = prompt[place]
-    by_runs = SIGNS.get(sign) in case.victor.by_runs
-    return sign in SIGNS and not (by_runs and prompt[place + 1 : place + 2] == sign)
+def ends(case: Case, prompt: str, first: int = 0) -> list[int]:
+    """List the columns that registers follow: each picture's last, or the last of every run."""
+    config = case.native.config
+    runs = [getattr(config, f"{modality}_token_id") for modality in case.victor.by_runs]
+    found, tokens = [], []
+    for own in spell(case, prompt, first):
+        visual = [place for place, token in enumerate(own) if token in placeholders(case)]
+        if visual and own[visual[0]] not in runs:
+            found.append(len(tokens) + visual[-1])
+        tokens += own
+    found += [
+        column
+        for column, token in enumerate(tokens)
+        if token in runs and tokens[column + 1 : column + 2] != [token]
+    ]
+    return sorted(found)
 
 
 def places(case: Case, prompt: str, mode: str) -> tuple[list[str], list[int], list[int]]:
     """List what stands where when nothing is dropped: kinds, the caller's columns, positions."""
     count = case.victor.victor.registers.weight.shape[0]
     kinds, columns, numbers = [], [], []
-    for place, tokens in enumerate(spell(case, prompt)):
-        start = columns[-1] + 1 if columns else 0
-        kinds += ["visual" if token in placeholders(case) else "text" for token in tokens]
-        columns += range(start, start + len(tokens))
-        numbers += range(start, start + len(tokens))
-        if ends_an_image(case, prompt, place):
-            end = start + len(tokens)
+    last = ends(case, prompt)
+    for column, token in enumerate(itertools.chain(*spell(case, prompt))):
+        kinds.append("visual" if token in placeholders(case) else "text")
+        columns.append(column)
+        numbers.append(column)
+        if column in last:
             kinds += ["register"] * count
-            columns += [end - 1] * count
-            numbers += range(end - count, end)
+            columns += [column] * count
+            numbers += range(column - count + 1, column + 1)
     return kinds, columns, list(range(len(kinds))) if mode == "append" else numbers
 
 
@@ -430,7 +447,7 @@ def adapters_act_at_registers_only(case: Case) -> None:
                 hooks.callback(modules[name].register_forward_hook(compare).remove)
         asked = ("ab#cd", "#e##f")
         case.victor(**inputs(case, *asked))
-    images = sum(ends_an_image(case, one, place) for one in asked for place in range(len(one)))
+    images = len(ends(case, asked[0])) + len(ends(case, asked[1], first=1))
     assert set(changed) == {images * case.victor.victor.registers.weight.shape[0]}
 
 

@@ -7,7 +7,7 @@ from tests.modeling import laws
 from victorctl import modeling_victor
 from victorctl.families import FAMILIES
 
-AT_ONCE = ("llava_onevision",)  # several sizes, several pictures, videos
+AT_ONCE = ("llava_onevision", "idefics3")  # several sizes, videos; tiles with text between
 NAMES = [
     name if name in AT_ONCE else pytest.param(name, marks=pytest.mark.slow)
     for name in families.FAMILIES

@@ -171,7 +171,7 @@ def _tokenize(
     by_runs: bool = False,
 ) -> EncodedRow:
     """Tokenize rendered conversations, label their answers, and expand their placeholders."""
-    images, pictures = _process(row, processor)
+    images, pictures = process(row, processor)
     bos = processor.tokenizer.bos_token
     tokens = processor.tokenizer(
         [*texts],
@@ -185,7 +185,7 @@ def _tokenize(
     return EncodedRow(images, tuple(expanded))
 
 
-def _process(row: Row, processor: ProcessorMixin) -> tuple[dict[str, Tensor], list[list[int]]]:
+def process(row: Row, processor: ProcessorMixin) -> tuple[dict[str, Tensor], list[list[int]]]:
     """Make a row's tensors, and for each picture the tokens that stand for it."""
     if not row.images:
         return {}, []
