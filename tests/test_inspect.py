@@ -6,7 +6,8 @@ from safetensors.torch import load_file
 
 from tests import families
 from tests.hub import serving
-from tests.tiny import tiny_llava
+from tests.test_family_steps import PROCESSORS
+from tests.tiny import tiny_llava, tiny_picture
 from victorctl import checkpoint, parity
 from victorctl.convert import convert
 from victorctl.errors import VictorError
@@ -145,3 +146,15 @@ def test_says_nothing_of_tokens_that_only_a_processor_knows(tmp_path):
     found = look(str(tmp_path / "model"))
 
     assert found["visual_tokens"] is found["estimate"] is None
+
+
+@pytest.mark.parametrize("picture", [(32, 32), (70, 40)])
+def test_counts_what_a_processor_makes_of_a_picture_without_the_words_around_it(tmp_path, picture):
+    families.tiny_family("idefics3").save_pretrained(tmp_path / "model")
+    processor = PROCESSORS["idefics3"]()
+    processor.save_pretrained(tmp_path / "model")
+    made = processor(images=[tiny_picture(0, picture[::-1])], text=["<image>"], return_tensors="pt")
+
+    found = look(str(tmp_path / "model"), picture=picture)
+
+    assert found["visual_tokens"] == int((made["input_ids"] == processor.image_token_id).sum())
