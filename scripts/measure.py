@@ -102,12 +102,7 @@ STUDIES = {
             {"train.hidden": 1.0},
             {"victor.drop_layer": 4},
             {"victor.registers": 16},
-            {
-                "train.rung": "deep",
-                "victor.drop_layer": 4,
-                "victor.registers": 16,
-                "train.steps": 1600,
-            },
+            {"train.rung": "deep", "victor.drop_layer": 4, "victor.registers": 16},
             {"victor.drop_layer": 3},
             {"victor.registers": 32},
         ),

@@ -164,7 +164,7 @@ def test_registers_alone_are_listed_and_drawn_beside_what_they_are_measured_agai
         **{"interval": [0.98, 1.0], "baselines": {"last": numbers, "pool": numbers}},
     }
 
-    together = "deep, k=4, M=16, 1,600 steps"
+    together = "deep, k=4, M=16"
     assert pages.alone(runs).splitlines()[4:6] == [
         "| demo/registers | 33 | 1,536 | 1,200 | 50.0 % | 50.0 % (54.0\u201357.0) | 2 |",
         f"| {together} | 33 | 1,536 | 1,200 | 50.0 % | 80.0 % (54.0\u201357.0) | 2 |",
