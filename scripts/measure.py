@@ -43,6 +43,7 @@ Settings = Mapping[str, Any]
 READ_BY = {  # sections of the recipe, and the stages whose results they change
     "seed": ("convert", "finetune"),
     "victor": ("convert",),
+    "convert": ("convert",),
     "train": ("finetune",),
     "eval": ("eval",),
 }
@@ -69,6 +70,7 @@ class Study:
 
 
 QUESTIONS = {"eval.limit": 1000, "eval.baselines": False}
+UNPROVED = {"convert.verify": "none", "eval.repeats": 0}  # proved and timed once, with the recipe
 STARTS = tuple(
     {"seed": seed, "victor.positions": positions, "victor.init": init}
     for seed, positions, init in itertools.product(
@@ -84,10 +86,11 @@ STUDIES = {
     "smol/positions": Study(
         recipe="smol/victor",
         shared={
-            "train.steps": 40,
+            "train.steps": 30,
             "train.batch_size": 4,
             "train.distill": 0,
             **QUESTIONS,
+            **UNPROVED,
             "eval.limit": 200,
         },
         variants=STARTS,

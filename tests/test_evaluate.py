@@ -100,6 +100,19 @@ def test_every_key_is_there_and_fits_into_json(measured):
     )
 
 
+def test_without_repeats_no_speed_is_measured_and_the_report_says_none(place, monkeypatch):
+    monkeypatch.setattr(STAGE, "speed", lambda *_args, **_more: pytest.fail("timed"))
+    recipe = settings(place / "data" / "data.json", "eval.repeats=0")
+    run = dataclasses.replace(QUIET, out=place / "untimed")
+
+    result = evaluate(place / "model", recipe=recipe, run=run)
+
+    assert set(result) >= KEYS
+    assert set(result["speedup"].values()) == {None}
+    assert result["time_to_first_token"] == {"model": None, "base": None}
+    assert "first token takes" not in (place / "untimed" / "report.html").read_text()
+
+
 def test_every_prediction_is_kept(measured, place):
     result, folder = measured
     lines = predictions(folder)

@@ -23,7 +23,7 @@ from victorctl.measures import Load, Marks, Pair, pair
 from victorctl.questions import Question, prepare, questions
 from victorctl.recipe import Recipe, Run
 from victorctl.runtime import resolve, say, seed_everything, set_threads, versions
-from victorctl.timing import decode_rate, speed
+from victorctl.timing import SPEEDS, decode_rate, speed
 
 SEVERAL = 16  # questions answered at once where speed is measured
 
@@ -141,7 +141,9 @@ def _costs(field: Field, answers: Answers) -> dict[str, Pair]:
 def _speeds(
     field: Field, asked: Sequence[Question], repeats: int, *, quiet: bool
 ) -> dict[str, Any]:
-    """Time model and base by turns."""
+    """Time model and base by turns; nothing where it is repeated no times."""
+    if repeats == 0:
+        return untimed()
     timed = {name: field.contestants[name] for name in (MODEL, BASE) if name in field.contestants}
     several = prepare(asked, field.greedy.processor, pictures=True)
     one = prepare(asked[:1], field.greedy.processor, pictures=True)
@@ -160,6 +162,17 @@ def _speeds(
             key: of[BASE] / of[MODEL] if BASE in of else None for key, of in seconds.items()
         },
         "batch_seconds": {key: pair(of[MODEL], of.get(BASE)) for key, of in seconds.items()},
+    }
+
+
+def untimed() -> dict[str, Any]:
+    """Leave every speed open."""
+    nothing = pair(None, None)
+    return {
+        "time_to_first_token": nothing,
+        "decode_tokens_per_second": nothing,
+        "speedup": dict.fromkeys(SPEEDS),
+        "batch_seconds": dict.fromkeys(SPEEDS, nothing),
     }
 
 

@@ -91,18 +91,22 @@ def headline(result: Mapping[str, Any]) -> list[tuple[str, bool]]:
             (number(tokens["model"]), True),
             (f" visual tokens per layer. {base}: what it keeps is open.", False),
         ]
-    first = result["time_to_first_token"]
     return [
         (f"{who} keeps ", False),
         (percent(result["kept"]), True),
         (f" of its base's accuracy ({_interval(result)}) at ", False),
         (number(tokens["model"]), True),
-        (f" instead of {number(tokens['base'])} visual tokens per layer; ", False),
-        ("its first token takes ", False),
-        (times(first["model"] / first["base"]), True),
-        (" as long.", False),
+        (f" instead of {number(tokens['base'])} visual tokens per layer", False),
+        *_first_token(result["time_to_first_token"]),
         *_best_rival(result),
     ]
+
+
+def _first_token(first: Mapping[str, float | None]) -> list[tuple[str, bool]]:
+    if first["model"] is None:
+        return [(".", False)]
+    ratio = times(first["model"] / first["base"])
+    return [("; its first token takes ", False), (ratio, True), (" as long.", False)]
 
 
 def _best_rival(result: Mapping[str, Any]) -> list[tuple[str, bool]]:

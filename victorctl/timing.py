@@ -56,6 +56,9 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+SPEEDS = ("prefill", f"generate_{SHORT}", f"generate_{LONG}")  # of several questions at once
+
+
 def speed(  # noqa: PLR0913
     contestants: Mapping[str, Contestant],
     *,
