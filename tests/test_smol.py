@@ -88,7 +88,7 @@ def test_converting_copies_a_real_model_byte_for_byte(converted):
 def test_what_it_knows_of_the_world_is_as_it_was(native, victor, processor):
     asked = prompts(processor, ASKED[1])
 
-    assert written(victor, processor, asked) == ["The capital of France is Paris."]
+    assert written(victor, processor, asked) == written(native, processor, asked) == ["Paris"]
     assert perplexity(victor, processor) == perplexity(native, processor) < 40
 
 
@@ -138,7 +138,7 @@ def test_training_leaves_the_base_and_what_it_knows_untouched(source, native, tr
     assert not torch.equal(before, after)  # it is not the base that was loaded
 
 
-def test_the_trained_projector_lets_it_see(native, processor):
+def test_what_it_was_taught_lets_it_see(native, processor):
     asked = [(one.text, number, one.answer) for number in range(12) for one in drawn(number)]
     right = {}
     for shown in (True, False):
@@ -148,7 +148,7 @@ def test_the_trained_projector_lets_it_see(native, processor):
             is_right(text, [answer]) for text, (*_, answer) in zip(told, asked, strict=True)
         )
 
-    assert right[True] >= right[False] + len(asked) / 5
+    assert right[True] >= right[False] + len(asked) / 4
 
 
 def drawn(number):
