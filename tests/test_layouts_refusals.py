@@ -282,6 +282,23 @@ def test_a_pickle_that_is_more_than_tensors_is_never_opened(tmp_path, model, con
 
 
 @pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1).as_strided((2**50,), (0,)),  # four petabytes, says its pickle
+        torch.eye(3).to_sparse(),
+        torch.ones(3, device="meta"),
+        torch.zeros(1).expand(2**20),
+    ],
+    ids=["huge", "sparse", "nowhere", "repeated"],
+)
+def test_a_tensor_of_a_pickle_is_no_more_than_what_stands_in_it(tmp_path, model, tensor):
+    source = originals.write_original(tmp_path / "llava", model, pickled=True)
+    state = originals.original_state(model)
+    torch.save(state | {"x.inv_freq": tensor}, source / "pytorch_model.bin")
+    refused(source, r"tensor x\.inv_freq is not simply numbers that stand in the file")
+
+
+@pytest.mark.parametrize(
     "part", ["mm_projector.bin", "non_lora_trainables.bin", "adapter_model.bin"]
 )
 def test_nor_is_one_that_stands_beside_the_weights(tmp_path, model, part):

@@ -216,7 +216,7 @@ class _Writer:
         yield weights.encoded_header(self._header())
         updated = self.adapter.scales if self.adapter else {}
         rowwise = {name for name, one in self.planned.items() if one.rows or name in updated}
-        for entry, pieces in groupby(files.pieces(self.path, rowwise), itemgetter(0)):
+        for entry, pieces in groupby(files.pieces(self.path, self.planned, rowwise), itemgetter(0)):
             parts = self._counted((data for _, data in pieces), old)
             if entry is not None and entry.name in self.planned:
                 yield from self._tensor(entry, parts)
