@@ -16,7 +16,7 @@ from victorctl import weights
 from victorctl.errors import CheckFailed, VictorError
 from victorctl.layouts import files
 from victorctl.layouts.lora import Adapter
-from victorctl.layouts.names import EMBEDDINGS, HEAD, Rename, check_complete
+from victorctl.layouts.names import EMBEDDINGS, HEAD, TOWER, Rename, check_complete
 from victorctl.sources import BASE_INDEX, BASE_WEIGHTS
 from victorctl.weights import Advance, Entry
 
@@ -133,8 +133,8 @@ def check_whole(found: Weights, config: Mapping[str, Any], vocab: int) -> None:
 
 def has_tower(parts: Sequence[Part]) -> bool:
     """Say whether the files hold a vision tower."""
-    names = (entry.name for part in parts for entry in files.entries(part.path))
-    return any(name.startswith("model.vision_tower.") for name in names)
+    names = (part.rename(entry.name) for part in parts for entry in files.entries(part.path))
+    return any(name is not None and name.startswith(TOWER) for name in names)
 
 
 def _check_format(entry: Entry, file: Path) -> None:
