@@ -291,6 +291,14 @@ def test_a_head_that_is_tied_is_not_written_though_the_original_holds_one(tmp_pa
     same_weights(tmp_path / "out", expected, LlavaForConditionalGeneration)
 
 
+def test_a_qwen_without_a_head_is_tied_whatever_its_configuration_says_and_that_is_said(tmp_path):
+    expected = originals.native(text="qwen2", tied=True)
+    source = originals.write_original(tmp_path / "llava", expected, tie_word_embeddings=False)
+    said = run(source, tmp_path / "out")["warnings"]
+    assert [note for note in said if note.startswith("the embeddings are the head, too")]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is True
+
+
 def test_a_model_that_was_taught_on_several_pictures_sees_each_whole(tmp_path):
     expected = originals.native("interleave", text="qwen2")
     source = originals.write_original(

@@ -205,6 +205,14 @@ def test_weights_that_are_not_the_configurations_are_refused(llava, new, sentenc
     refused(llava, sentence)
 
 
+def test_a_head_that_is_lost_is_not_made_of_the_embeddings(llava):
+    file = llava / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["lm_head.weight"]
+    save_file(tensors, file)
+    refused(llava, r"no tensor language_model\.lm_head\.weight among the weights")
+
+
 def test_a_tensor_in_two_shards_is_refused(tmp_path, model):
     source = originals.write_original(tmp_path / "llava", model, shards=2)
     for number in (1, 2):
