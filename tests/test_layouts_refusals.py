@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tests import originals
 from tests.converting import QUICK, left, run
+from tests.hostile import HOSTILE
 from tests.tiny import tiny_llava
 from victorctl.errors import VictorError
 from victorctl.recipe import Run, load_recipe
@@ -110,6 +111,50 @@ def refused(folder, sentence, out="out", **flags):
 def test_what_transformers_has_no_class_for_is_refused_by_name(llava, more, sentence):
     change(llava, **more)
     assert refused(llava, sentence).fix
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"architectures": 5}, "config.json: architectures 5 is no list of names"),
+        ({"architectures": {"a": 1}}, "architectures {'a': 1} is no list"),
+        ({"architectures": [1]}, r"architectures \[1\] is no list"),
+        ({"num_attention_heads": "x"}, "llava: config.json: transformers cannot read it"),
+        ({"num_attention_heads": 0}, "transformers cannot read it"),
+        ({"rope_scaling": "x"}, "transformers cannot read it"),
+        ({"rope_theta": "x"}, "rope_theta 'x' is no number"),
+        ({"hidden_act": 5}, "transformers cannot read it"),
+        ({"vocab_size": True}, "vocab_size True is no count"),
+        ({"tokenizer_model_max_length": "x"}, "tokenizer_model_max_length 'x' is no count"),
+    ],
+)
+def test_a_configuration_of_no_use_is_refused(llava, more, sentence):
+    change(llava, **more)
+    assert refused(llava, sentence).fix
+
+
+@pytest.mark.parametrize(
+    "name", ["no config", "config cut", "config of bytes", "config a list", "generation cut"]
+)
+def test_damaged_small_files_are_refused_as_in_any_layout(tmp_path, model, name):
+    twist, sentence = HOSTILE[name]
+    source = originals.write_original(tmp_path / "llava", model, shards=2)
+    twist(source)
+    refused(source, sentence)
+
+
+@pytest.mark.parametrize(
+    "key", ["hidden_size", "num_hidden_layers", "image_size", "patch_size", "num_attention_heads"]
+)
+@pytest.mark.parametrize("value", [0, "x"])
+def test_a_tower_of_no_size_is_refused(tmp_path, model, key, value):
+    source = originals.write_original(tmp_path / "llava", model, tower=False)
+    tower = originals.write_tower(tmp_path / "clip", model)
+    config = json.loads((tower / "config.json").read_text())
+    config["vision_config"][key] = value
+    (tower / "config.json").write_text(json.dumps(config))
+    sentence = f"{key} {value!r} is no count|transformers cannot read it"
+    refused(source, sentence, **{"convert.vision_tower": str(tower)})
 
 
 @pytest.mark.parametrize("name", ["LLaVA-7b-delta-v0", "llava_13b_delta"])

@@ -8,9 +8,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from victorctl.checkpoint import refusing_values
 from victorctl.errors import VictorError
 from victorctl.layouts.recognise import text_type
-from victorctl.layouts.towers import Tower, own_fields
+from victorctl.layouts.towers import Tower, check_count, is_count, own_fields
 
 CLASSES = {
     "llava": "LlavaForConditionalGeneration",
@@ -85,7 +86,16 @@ def translated(config: Mapping[str, Any], tower: Tower, place: str) -> dict[str,
         made["use_image_newline_parameter"] = True
     if target == "llava_onevision":
         made["vision_aspect_ratio"] = config["image_aspect_ratio"]
+    _check_readable(made, f"{place}: config.json")
     return made
+
+
+def _check_readable(made: Mapping[str, Any], place: str) -> None:
+    """Refuse values that transformers makes nothing of."""
+    from transformers import AutoConfig
+
+    with refusing_values(place):
+        AutoConfig.for_model(**made)
 
 
 def _text(config: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -98,11 +108,12 @@ def _text(config: Mapping[str, Any], place: str) -> dict[str, Any]:
     defaults = CONFIG_MAPPING[kind]().to_dict()
     for key in ("vocab_size", "hidden_size", "num_hidden_layers"):
         text.setdefault(key, defaults[key])
-        if not isinstance(text[key], int) or text[key] < 1:
-            raise VictorError(
-                f"{place}: config.json: {key} {text[key]!r} is no count",
-                fix="use another copy of the model",
-            )
+        check_count(text, key, place)
+    if type(theta := text.get("rope_theta", 1.0)) not in (int, float):
+        raise VictorError(
+            f"{place}: config.json: rope_theta {theta!r} is no number",
+            fix="use another copy of the model",
+        )
     tied = bool(config.get("tie_word_embeddings", False))
     return text | {"model_type": kind, "tie_word_embeddings": tied}
 
@@ -138,9 +149,7 @@ def _are_sizes(listed: Any) -> bool:
         isinstance(listed, list)
         and bool(listed)
         and all(
-            isinstance(pair, list | tuple)
-            and len(pair) == 2
-            and all(isinstance(n, int) for n in pair)
+            isinstance(pair, list | tuple) and len(pair) == 2 and all(is_count(n) for n in pair)
             for pair in listed
         )
     )

@@ -27,8 +27,15 @@ Kind = Literal["original", "original-lora", "original-projector"]
 
 def is_original(config: Mapping[str, Any]) -> bool:
     """Say whether a `config.json` is of an original layout; old ones say `llava`, too."""
-    named = any(OWN.fullmatch(str(name)) for name in config.get("architectures") or ())
+    named = any(OWN.fullmatch(name) for name in _architectures(config) or ())
     return "text_config" not in config and (named or any(key in config for key in MARKS))
+
+
+def _architectures(config: Mapping[str, Any]) -> list[str] | None:
+    """List the classes that a model is said to be of; None where that is no list of names."""
+    listed = config.get("architectures") or []
+    whole = isinstance(listed, list) and all(isinstance(name, str) for name in listed)
+    return listed if whole else None
 
 
 def kind_of(source: Source) -> Kind:
@@ -46,8 +53,7 @@ def text_type(config: Mapping[str, Any], place: str) -> str:
     Raises:
         VictorError: If it is none that LLaVA was built on, or MPT.
     """
-    architecture = str((config.get("architectures") or [""])[0])
-    match = ARCHITECTURE.fullmatch(architecture)
+    match = ARCHITECTURE.fullmatch((_architectures(config) or [""])[0])
     word = match[1] if match else str(config.get("model_type")).removeprefix("llava_")
     word = "llama" if word.lower() == "llava" else word
     if found := BACKBONES.get(word.lower()):
@@ -91,6 +97,11 @@ REFUSALS: tuple[tuple[Callable[[Mapping[str, Any], str], bool], str, str], ...] 
         _is_delta,
         "a delta, the difference to LLaMA's weights, not a model",
         "use a model that is whole, such as liuhaotian/llava-v1.5-7b",
+    ),
+    (
+        lambda config, _place: _architectures(config) is None,
+        "config.json: architectures {architectures} is no list of names",
+        "use another copy of the model",
     ),
     (
         lambda config, _place: (

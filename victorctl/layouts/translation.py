@@ -15,7 +15,7 @@ from victorctl.layouts import files, lora, names, prompts, streams
 from victorctl.layouts.configs import translated
 from victorctl.layouts.recognise import Kind, check_supported, kind_of
 from victorctl.layouts.streams import Part, Weights
-from victorctl.layouts.towers import given_tower, named_tower
+from victorctl.layouts.towers import check_count, given_tower, named_tower
 from victorctl.recipe import ConvertSection
 from victorctl.sources import ADAPTER, Source, fetch_weights, open_source, read_json
 
@@ -178,9 +178,9 @@ def translate(source: Source, settings: ConvertSection) -> Translation:
     tower = given_tower(given) if given else named_tower(str(config.get("mm_vision_tower")), place)
     made = translated(config, tower, source.name)
     pad = _pads(config, made, settings, source.name)
-    tokenizer = prompts.load_tokenizer(
-        _with_tokenizer(source, base), made, config.get("tokenizer_model_max_length")
-    )
+    if length := config.get("tokenizer_model_max_length"):
+        check_count(config, "tokenizer_model_max_length", source.name)
+    tokenizer = prompts.load_tokenizer(_with_tokenizer(source, base), made, length)
     vocab = made["text_config"]["vocab_size"]
     made = prompts.with_tokens(made, tokenizer)
     keep = Staging()
