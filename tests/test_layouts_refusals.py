@@ -82,6 +82,9 @@ def refused(folder, sentence, out="out", **flags):
             {"mm_vision_tower": "eva"},
             "mm_vision_tower 'eva' is none of .*\n  fix: add --vision-tower",
         ),
+        ({"mm_newline_position": "grid"}, "mm_newline_position 'grid': lines of a video end as in"),
+        ({"mm_spatial_pool_mode": "average"}, "mm_spatial_pool_mode 'average', and .* bilinear"),
+        ({"mm_spatial_pool_stride": 4}, "mm_spatial_pool_stride 4, and .* by 2 alone"),
         ({"architectures": ["LlavaMptForCausalLM"]}, "its language model is MPT"),
         ({"model_type": "llava_mpt"}, "its language model is MPT"),
         (
@@ -111,6 +114,16 @@ def refused(folder, sentence, out="out", **flags):
 def test_what_transformers_has_no_class_for_is_refused_by_name(llava, more, sentence):
     change(llava, **more)
     assert refused(llava, sentence).fix
+
+
+def test_what_it_says_of_videos_is_no_obstacle_where_transformers_does_the_same(llava):
+    change(
+        llava,
+        mm_newline_position="one_token",
+        mm_spatial_pool_mode="bilinear",
+        mm_spatial_pool_stride=2,
+    )
+    run(llava, llava.parent / "out", dry_run=True)
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,7 @@ def target_of(config: Mapping[str, Any], place: str) -> str:
     """
     aspect = str(config.get("image_aspect_ratio") or "square")
     merge = str(config.get("mm_patch_merge_type") or "flat")
-    many = "interleave" in place.lower()  # taught on several pictures, each seen whole
-    if "anyres" not in aspect or merge == "flat" or many:
+    if "anyres" not in aspect or merge == "flat" or _sees_each_whole(config, place):
         return "llava"
     if merge != "spatial_unpad":
         raise VictorError(
@@ -49,6 +48,16 @@ def target_of(config: Mapping[str, Any], place: str) -> str:
             fix="use a model with one of these, such as lmms-lab/llava-onevision-qwen2-7b-ov",
         )
     return "llava_onevision"
+
+
+def _sees_each_whole(config: Mapping[str, Any], place: str) -> bool:
+    """Say whether a model is an interleave: taught on several pictures at once, none of them cut.
+
+    Such configurations are those of lmms-lab's other models on Qwen, and only the name tells.
+    """
+    named = "interleave" in re.split(r"[^a-z0-9]+", place.rpartition("/")[2].lower())
+    alike = config.get("image_aspect_ratio") == "anyres" and text_type(config, place) == "qwen2"
+    return named and alike
 
 
 def translated(config: Mapping[str, Any], tower: Tower, place: str) -> dict[str, Any]:

@@ -91,6 +91,7 @@ def _is(key: str, *allowed: Any) -> Callable[[Mapping[str, Any], str], bool]:
     return lambda config, _place: config.get(key) not in allowed
 
 
+VIDEO = "use a model with {}, such as lmms-lab/llava-onevision-qwen2-7b-ov"
 OTHER = "use a model with mm_projector_type mlp2x_gelu, such as liuhaotian/llava-v1.5-7b"
 REFUSALS: tuple[tuple[Callable[[Mapping[str, Any], str], bool], str, str], ...] = (
     (
@@ -132,6 +133,24 @@ REFUSALS: tuple[tuple[Callable[[Mapping[str, Any], str], bool], str, str], ...] 
         _is("mm_resampler_type", None, "identity"),
         "mm_resampler_type {mm_resampler_type}: transformers has no resampler there",
         OTHER,
+    ),
+    (
+        _is("mm_newline_position", None, "one_token"),
+        "mm_newline_position {mm_newline_position}: lines of a video end as in LLaVA-Video, which "
+        "transformers has no class for",
+        VIDEO.format("mm_newline_position one_token"),
+    ),
+    (
+        _is("mm_spatial_pool_mode", None, "bilinear"),
+        "mm_spatial_pool_mode {mm_spatial_pool_mode}, and transformers shrinks the pictures of a "
+        "video by bilinear means alone",
+        VIDEO.format("mm_spatial_pool_mode bilinear"),
+    ),
+    (
+        _is("mm_spatial_pool_stride", None, 2),
+        "mm_spatial_pool_stride {mm_spatial_pool_stride}, and transformers shrinks the pictures of "
+        "a video by 2 alone",
+        VIDEO.format("mm_spatial_pool_stride 2"),
     ),
     (
         _is("mm_vision_select_feature", None, "patch", "cls_patch"),
