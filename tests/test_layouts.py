@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
@@ -21,6 +22,7 @@ from transformers import (
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionImageProcessorPil,
 )
+from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
 from tests import originals
 from tests.converting import QUICK, left, run
@@ -231,19 +233,30 @@ def test_every_original_is_the_native_model_that_it_was_written_from(
     more = {"tie_word_embeddings": False} if kind == "interleave" else {}  # only the weights tell
     source = originals.write_original(tmp_path / kind, expected, kind, shards=2, **more)
 
-    translation = write_translated(source, tmp_path / "out")
+    write_translated(source, tmp_path / "out")
 
     model = same_weights(tmp_path / "out", expected, NATIVE[kind])
     config = model.config
     assert (config.text_config.vocab_size, config.image_token_index) == (rows, 95)
     assert config.tie_word_embeddings is tied
     assert config.text_config.model_type == text
-    assert translation.config["text_config"]["rope_theta"] == 10000.0
     if kind == "onevision":
         assert (config.video_token_index, config.vision_aspect_ratio) == (96, "anyres_max_9")
         assert config.image_grid_pinpoints == originals.GRID
     else:
         assert torch.equal(logits(model, tmp_path / "out"), logits(expected, tmp_path / "out"))
+
+
+def test_positions_are_turned_as_the_original_says(tmp_path):
+    scaling = {"type": "linear", "factor": 2.0}
+    source = originals.write_original(
+        tmp_path / "llava", originals.native(), rope_theta=1e6, rope_scaling=scaling
+    )
+    translation = translate(open_source(str(source)), ConvertSection())
+    config = AutoConfig.from_pretrained(translation.staged.folder)
+    found = config.text_config.rope_parameters
+    wanted = {"rope_theta": 1e6, "rope_type": "linear", "factor": 2.0}
+    assert {key: found[key] for key in wanted} == wanted
 
 
 def test_onevision_counts_the_tokens_that_the_model_gives(tmp_path):
@@ -253,12 +266,17 @@ def test_onevision_counts_the_tokens_that_the_model_gives(tmp_path):
     described = json.loads((tmp_path / "out" / "processor_config.json").read_text())
     pictures = described["image_processor"]
     assert pictures.pop("image_processor_type") == "LlavaOnevisionImageProcessor"
-    pixels = LlavaOnevisionImageProcessorPil(**pictures)(WIDE, return_tensors="pt")
-    with torch.no_grad():
-        (tokens,) = expected.get_image_features(**pixels).pooler_output
-    assert described["num_image_tokens"] == 16
-    assert len(tokens) > 16
-    assert described["vision_feature_select_strategy"] == "full"
+    processor = object.__new__(LlavaOnevisionProcessor)  # whole, it needs torchvision for videos
+    processor.image_processor = LlavaOnevisionImageProcessorPil(**pictures)
+    processor.num_image_tokens = described["num_image_tokens"]
+    processor.vision_aspect_ratio = described["vision_aspect_ratio"]
+    assert described["vision_feature_select_strategy"] == "full"  # no token is taken off
+    for size in ((60, 30), (30, 61), (40, 40), (200, 150)):
+        inputs = processor.image_processor(tiny_picture(1, size), return_tensors="pt")
+        with torch.no_grad():
+            (tokens,) = expected.get_image_features(**inputs).pooler_output
+        sides = inputs["pixel_values"].shape[-2:]
+        assert processor._get_number_of_features(*reversed(size), *sides) == len(tokens), size
 
 
 def test_sizes_are_turned_only_where_not_every_one_is_there_both_ways(tmp_path):
