@@ -7,11 +7,13 @@ token not counted; sizes never turned; padding on the right; a number format lef
 
 import json
 import re
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
@@ -20,6 +22,7 @@ from transformers import (
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionImageProcessorPil,
 )
+from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
 from tests import originals
 from tests.converting import QUICK, left, run
@@ -29,6 +32,7 @@ from victorctl import weights
 from victorctl.checkpoint import hash_base, load
 from victorctl.inspect import inspect
 from victorctl.layouts import streams
+from victorctl.layouts.configs import target_of
 from victorctl.layouts.translation import translate
 from victorctl.lineage import base_intact, weights_sha256
 from victorctl.recipe import ConvertSection
@@ -77,11 +81,6 @@ def write_translated(source, out, **settings):
     written = streams.write(found, out, None, lambda _count: None)
     for file in translation.staged.folder.iterdir():
         (out / file.name).write_bytes(file.read_bytes())
-    index = {
-        entry.name: name for name in written.files for entry in weights.read_entries(out / name)
-    }
-    text = json.dumps({"metadata": {}, "weight_map": index})
-    (out / "model.safetensors.index.json").write_text(text)
     assert streams.check_kept(written, out)
     return translation
 
@@ -234,19 +233,30 @@ def test_every_original_is_the_native_model_that_it_was_written_from(
     more = {"tie_word_embeddings": False} if kind == "interleave" else {}  # only the weights tell
     source = originals.write_original(tmp_path / kind, expected, kind, shards=2, **more)
 
-    translation = write_translated(source, tmp_path / "out")
+    write_translated(source, tmp_path / "out")
 
     model = same_weights(tmp_path / "out", expected, NATIVE[kind])
     config = model.config
     assert (config.text_config.vocab_size, config.image_token_index) == (rows, 95)
     assert config.tie_word_embeddings is tied
     assert config.text_config.model_type == text
-    assert translation.config["text_config"]["rope_theta"] == 10000.0
     if kind == "onevision":
         assert (config.video_token_index, config.vision_aspect_ratio) == (96, "anyres_max_9")
         assert config.image_grid_pinpoints == originals.GRID
     else:
         assert torch.equal(logits(model, tmp_path / "out"), logits(expected, tmp_path / "out"))
+
+
+def test_positions_are_turned_as_the_original_says(tmp_path):
+    scaling = {"type": "linear", "factor": 2.0}
+    source = originals.write_original(
+        tmp_path / "llava", originals.native(), rope_theta=1e6, rope_scaling=scaling
+    )
+    translation = translate(open_source(str(source)), ConvertSection())
+    config = AutoConfig.from_pretrained(translation.staged.folder)
+    found = config.text_config.rope_parameters
+    wanted = {"rope_theta": 1e6, "rope_type": "linear", "factor": 2.0}
+    assert {key: found[key] for key in wanted} == wanted
 
 
 def test_onevision_counts_the_tokens_that_the_model_gives(tmp_path):
@@ -256,12 +266,17 @@ def test_onevision_counts_the_tokens_that_the_model_gives(tmp_path):
     described = json.loads((tmp_path / "out" / "processor_config.json").read_text())
     pictures = described["image_processor"]
     assert pictures.pop("image_processor_type") == "LlavaOnevisionImageProcessor"
-    pixels = LlavaOnevisionImageProcessorPil(**pictures)(WIDE, return_tensors="pt")
-    with torch.no_grad():
-        (tokens,) = expected.get_image_features(**pixels).pooler_output
-    assert described["num_image_tokens"] == 16
-    assert len(tokens) > 16
-    assert described["vision_feature_select_strategy"] == "full"
+    processor = object.__new__(LlavaOnevisionProcessor)  # whole, it needs torchvision for videos
+    processor.image_processor = LlavaOnevisionImageProcessorPil(**pictures)
+    processor.num_image_tokens = described["num_image_tokens"]
+    processor.vision_aspect_ratio = described["vision_aspect_ratio"]
+    assert described["vision_feature_select_strategy"] == "full"  # no token is taken off
+    for size in ((60, 30), (30, 61), (40, 40), (200, 150)):
+        inputs = processor.image_processor(tiny_picture(1, size), return_tensors="pt")
+        with torch.no_grad():
+            (tokens,) = expected.get_image_features(**inputs).pooler_output
+        sides = inputs["pixel_values"].shape[-2:]
+        assert processor._get_number_of_features(*reversed(size), *sides) == len(tokens), size
 
 
 def test_sizes_are_turned_only_where_not_every_one_is_there_both_ways(tmp_path):
@@ -295,13 +310,31 @@ def test_a_head_that_is_tied_is_not_written_though_the_original_holds_one(tmp_pa
     same_weights(tmp_path / "out", expected, LlavaForConditionalGeneration)
 
 
-def test_a_model_that_was_taught_on_several_pictures_sees_each_whole(tmp_path):
-    expected = originals.native("interleave", text="qwen2")
-    source = originals.write_original(
-        tmp_path / "llava-next-interleave", expected, "interleave",
-        mm_patch_merge_type="spatial_unpad",
-    )  # fmt: skip
-    assert translate(open_source(str(source)), ConvertSection()).config["model_type"] == "llava"
+def test_a_qwen_without_a_head_is_tied_whatever_its_configuration_says_and_that_is_said(tmp_path):
+    expected = originals.native(text="qwen2", tied=True)
+    source = originals.write_original(tmp_path / "llava", expected, tie_word_embeddings=False)
+    said = run(source, tmp_path / "out")["warnings"]
+    assert [note for note in said if note.startswith("the embeddings are the head, too")]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is True
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "aspect", "becomes"),
+    [
+        ("llava-next-interleave-qwen-7b", "qwen2", "anyres", "llava"),
+        ("llava-next-qwen-7b", "qwen2", "anyres", "llava_next"),
+        ("not-interleaved", "qwen2", "anyres", "llava_next"),
+        ("interleave-studies/llava-next", "qwen2", "anyres", "llava_next"),
+        ("llava-interleave", "llama", "anyres", "llava_next"),
+        ("llava-interleave", "qwen2", "anyres_max_9", "llava_onevision"),
+    ],
+)
+def test_a_model_sees_each_picture_whole_if_name_and_configuration_say_so(
+    name, text, aspect, becomes
+):
+    config = originals.original_config(originals.native(text=text), "interleave")
+    more = {"mm_patch_merge_type": "spatial_unpad", "image_aspect_ratio": aspect}
+    assert target_of(config | more, name) == becomes
 
 
 # ---- Options -------------------------------------------------------------------------------------
@@ -335,6 +368,22 @@ def test_the_originals_number_format_is_kept_and_written_into_the_configuration(
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["dtype"] == str(dtype).removeprefix("torch.")
     assert load(tmp_path / "out").dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"convert.verify": "hash"},
+        {"convert.verify": "none", "victor.init": "visual"},
+        {"convert.verify": "full"},  # and no memory to do it
+    ],
+)
+def test_shards_are_found_whatever_is_proved(made, tmp_path, monkeypatch, flags):
+    source, out, _ = made["shards"]
+    monkeypatch.setattr(sys.modules["victorctl.convert"], "free_memory", lambda _device: 0)
+    result = run(source, tmp_path / "out", flags=flags | {"victor.registers": 5})
+    assert result["parity"]["hashes_equal"] is (None if flags["convert.verify"] == "none" else True)
+    assert weights_sha256(tmp_path / "out") == weights_sha256(out)
 
 
 def test_a_dry_run_says_what_would_be_made_and_writes_nothing(made, tmp_path):

@@ -6,6 +6,7 @@ base's projector in place of the trained one; a folder of this machine that a pu
 """
 
 import json
+import re
 import shutil
 
 import pytest
@@ -113,11 +114,14 @@ def test_a_tower_in_another_number_format_keeps_it(tmp_path):
 # ---- LoRA ----------------------------------------------------------------------------------------
 
 
+STAYS_OUT = re.compile("vision|mm_|image_newline")  # of a language model
+
+
 def write_base(folder, model, **how):
     """Write a language model by itself, as Vicuna is."""
     folder.mkdir()
     state = originals.original_state(model)
-    words = {name: one for name, one in state.items() if "vision" not in name and "mm_" not in name}
+    words = {name: one for name, one in state.items() if not STAYS_OUT.search(name)}
     originals.write_weights(folder, words, **how)
     config = model.config.text_config.to_dict() | {"architectures": ["LlamaForCausalLM"]}
     (folder / "config.json").write_text(json.dumps(config))
@@ -146,7 +150,9 @@ def trained(model, **settings):
     return wrapped
 
 
-def write_lora(folder, model, base, *, pickled=False, **settings):
+def write_lora(  # noqa: PLR0913
+    folder, model, base, *, kind="llava", besides=("mm_",), pickled=False, **settings
+):
     """Write what LLaVA's LoRA training saves, and return the merged language model."""
     wrapped = trained(model, **settings)
     wrapped.save_pretrained(folder)
@@ -158,11 +164,12 @@ def write_lora(folder, model, base, *, pickled=False, **settings):
     adapter["base_model_name_or_path"] = str(base)
     (folder / "adapter_config.json").write_text(json.dumps(adapter))
     state = originals.original_state(model)
+    whole = {name: one for name, one in state.items() if any(word in name for word in besides)}
     torch.save(
-        {f"base_model.model.{name}": one for name, one in state.items() if "mm_" in name},
+        {f"base_model.model.{name}": one for name, one in whole.items()},
         folder / "non_lora_trainables.bin",
     )
-    config = originals.original_config(model, "llava")
+    config = originals.original_config(model, kind)
     (folder / "config.json").write_text(json.dumps(config))
     return wrapped.merge_and_unload()
 
@@ -215,6 +222,38 @@ def test_what_a_lora_trained_besides_takes_the_place_of_the_bases(tmp_path):
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
     for name, tensor in after.model.multi_modal_projector.state_dict().items():
         assert torch.equal(model.model.multi_modal_projector.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_tower_that_was_trained_besides_comes_before_any_that_is_given(tmp_path, given):
+    before, after = originals.native(), originals.native()
+    with torch.no_grad():
+        for parameter in after.model.vision_tower.parameters():
+            parameter.add_(0.1)
+    base = write_base(tmp_path / "vicuna", before)
+    write_lora(tmp_path / "llava-lora", after, base, besides=("mm_", "vision_tower"))
+    tower = str(originals.write_tower(tmp_path / "clip", before)) if given else None
+
+    result = run(tmp_path / "llava-lora", tmp_path / "out", flags={"convert.vision_tower": tower})
+
+    assert result["parity"]["max_logit_difference"] < 1e-3
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    for name, tensor in after.model.vision_tower.state_dict().items():
+        assert torch.equal(model.model.vision_tower.state_dict()[name], tensor), name
+
+
+def test_the_end_of_a_row_that_was_trained_besides_need_not_be_in_the_base(tmp_path):
+    expected = originals.native("next")
+    base = write_base(tmp_path / "vicuna", expected)
+    tower = originals.write_tower(tmp_path / "clip", expected)
+    folder = tmp_path / "llava-lora"
+    write_lora(folder, expected, base, kind="next", besides=("mm_", "image_newline"))
+
+    result = run(folder, tmp_path / "out", flags={"convert.vision_tower": str(tower)})
+
+    assert result["parity"]["max_logit_difference"] < 1e-3
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    assert torch.equal(model.model.image_newline, expected.model.image_newline)
 
 
 def test_the_base_may_be_given_and_is_looked_for_where_the_lora_says(tmp_path):

@@ -89,6 +89,12 @@ CHATML = (
 PROMPTS = {
     ("llama", "vicuna"): "USER: <image>\nwhat? ASSISTANT: a cat USER: where? ASSISTANT:",
     ("mistral", "vicuna"): "[INST] <image>\nwhat? [/INST] a cat</s>[INST] where? [/INST]",
+    ("mixtral", "vicuna"): "[INST] <image>\nwhat? [/INST] a cat</s>[INST] where? [/INST]",
+    ("gemma", "vicuna"): (
+        "<start_of_turn>user\n<image>\nwhat?<end_of_turn>\n"
+        "<start_of_turn>model\na cat<end_of_turn>\n"
+        "<start_of_turn>user\nwhere?<end_of_turn>\n<start_of_turn>model\n"
+    ),
     ("llama", "hermes"): CHATML.format(""),
     ("qwen2", "qwen"): CHATML.format("\n"),
     ("llama", "llama3"): (
@@ -115,7 +121,8 @@ def test_the_chat_template_is_that_which_the_language_model_was_taught(text, tau
 
 def test_only_what_the_assistant_says_is_learned():
     tokenizer = originals.tokenizer()
-    for template in (prompts.VICUNA, prompts.MISTRAL, prompts.QWEN, prompts.HERMES, prompts.LLAMA3):
+    for name in ("VICUNA", "MISTRAL", "QWEN", "HERMES", "LLAMA3", "GEMMA"):
+        template = getattr(prompts, name)
         found = tokenizer.apply_chat_template(
             CHAT, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
         )

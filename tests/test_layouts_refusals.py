@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tests import originals
 from tests.converting import QUICK, left, run
+from tests.hostile import HOSTILE
 from tests.tiny import tiny_llava
 from victorctl.errors import VictorError
 from victorctl.recipe import Run, load_recipe
@@ -81,6 +82,9 @@ def refused(folder, sentence, out="out", **flags):
             {"mm_vision_tower": "eva"},
             "mm_vision_tower 'eva' is none of .*\n  fix: add --vision-tower",
         ),
+        ({"mm_newline_position": "grid"}, "mm_newline_position 'grid': lines of a video end as in"),
+        ({"mm_spatial_pool_mode": "average"}, "mm_spatial_pool_mode 'average', and .* bilinear"),
+        ({"mm_spatial_pool_stride": 4}, "mm_spatial_pool_stride 4, and .* by 2 alone"),
         ({"architectures": ["LlavaMptForCausalLM"]}, "its language model is MPT"),
         ({"model_type": "llava_mpt"}, "its language model is MPT"),
         (
@@ -110,6 +114,60 @@ def refused(folder, sentence, out="out", **flags):
 def test_what_transformers_has_no_class_for_is_refused_by_name(llava, more, sentence):
     change(llava, **more)
     assert refused(llava, sentence).fix
+
+
+def test_what_it_says_of_videos_is_no_obstacle_where_transformers_does_the_same(llava):
+    change(
+        llava,
+        mm_newline_position="one_token",
+        mm_spatial_pool_mode="bilinear",
+        mm_spatial_pool_stride=2,
+    )
+    run(llava, llava.parent / "out", dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"architectures": 5}, "config.json: architectures 5 is no list of names"),
+        ({"architectures": {"a": 1}}, "architectures {'a': 1} is no list"),
+        ({"architectures": [1]}, r"architectures \[1\] is no list"),
+        ({"num_attention_heads": "x"}, "llava: config.json: transformers cannot read it"),
+        ({"num_attention_heads": 0}, "transformers cannot read it"),
+        ({"rope_scaling": "x"}, "transformers cannot read it"),
+        ({"rope_theta": "x"}, "rope_theta 'x' is no number"),
+        ({"hidden_act": 5}, "transformers cannot read it"),
+        ({"vocab_size": True}, "vocab_size True is no count"),
+        ({"tokenizer_model_max_length": "x"}, "tokenizer_model_max_length 'x' is no count"),
+    ],
+)
+def test_a_configuration_of_no_use_is_refused(llava, more, sentence):
+    change(llava, **more)
+    assert refused(llava, sentence).fix
+
+
+@pytest.mark.parametrize(
+    "name", ["no config", "config cut", "config of bytes", "config a list", "generation cut"]
+)
+def test_damaged_small_files_are_refused_as_in_any_layout(tmp_path, model, name):
+    twist, sentence = HOSTILE[name]
+    source = originals.write_original(tmp_path / "llava", model, shards=2)
+    twist(source)
+    refused(source, sentence)
+
+
+@pytest.mark.parametrize(
+    "key", ["hidden_size", "num_hidden_layers", "image_size", "patch_size", "num_attention_heads"]
+)
+@pytest.mark.parametrize("value", [0, "x"])
+def test_a_tower_of_no_size_is_refused(tmp_path, model, key, value):
+    source = originals.write_original(tmp_path / "llava", model, tower=False)
+    tower = originals.write_tower(tmp_path / "clip", model)
+    config = json.loads((tower / "config.json").read_text())
+    config["vision_config"][key] = value
+    (tower / "config.json").write_text(json.dumps(config))
+    sentence = f"{key} {value!r} is no count|transformers cannot read it"
+    refused(source, sentence, **{"convert.vision_tower": str(tower)})
 
 
 @pytest.mark.parametrize("name", ["LLaVA-7b-delta-v0", "llava_13b_delta"])
@@ -205,6 +263,14 @@ def test_weights_that_are_not_the_configurations_are_refused(llava, new, sentenc
     refused(llava, sentence)
 
 
+def test_a_head_that_is_lost_is_not_made_of_the_embeddings(llava):
+    file = llava / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["lm_head.weight"]
+    save_file(tensors, file)
+    refused(llava, r"no tensor language_model\.lm_head\.weight among the weights")
+
+
 def test_a_tensor_in_two_shards_is_refused(tmp_path, model):
     source = originals.write_original(tmp_path / "llava", model, shards=2)
     for number in (1, 2):
@@ -279,6 +345,23 @@ def test_a_pickle_that_is_more_than_tensors_is_never_opened(tmp_path, model, con
     torch.save(content(tmp_path), source / "pytorch_model.bin")
     refused(source, sentence)
     assert MARK not in left(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1).as_strided((2**50,), (0,)),  # four petabytes, says its pickle
+        torch.eye(3).to_sparse(),
+        torch.ones(3, device="meta"),
+        torch.zeros(1).expand(2**20),
+    ],
+    ids=["huge", "sparse", "nowhere", "repeated"],
+)
+def test_a_tensor_of_a_pickle_is_no_more_than_what_stands_in_it(tmp_path, model, tensor):
+    source = originals.write_original(tmp_path / "llava", model, pickled=True)
+    state = originals.original_state(model)
+    torch.save(state | {"x.inv_freq": tensor}, source / "pytorch_model.bin")
+    refused(source, r"tensor x\.inv_freq is not simply numbers that stand in the file")
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from tests import originals
 from tests.converting import QUICK, left, run
 from victorctl import weights
 from victorctl.errors import CheckFailed, VictorError
-from victorctl.layouts import names, streams
+from victorctl.layouts import files, names, streams
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,6 +54,12 @@ def test_whatever_stops_it_leaves_nothing_and_the_next_run_works(
     assert left(tmp_path) == ["llava"]
     run(source, tmp_path / "deep" / "out")
     assert left(tmp_path / "deep") == ["out"]
+
+
+def test_of_a_pickle_only_what_is_written_is_turned_into_bytes(tmp_path):
+    torch.save({"a": torch.ones(2), "b": torch.ones(3)}, tmp_path / "x.bin")
+    found = [entry.name for entry, _ in files.pieces(tmp_path / "x.bin", {"b"}, ())]
+    assert found == ["b"]
 
 
 def test_nothing_is_left_in_the_folder_for_temporary_files(llava, tmp_path, monkeypatch):

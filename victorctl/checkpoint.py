@@ -57,11 +57,22 @@ def load_config(folder: Path) -> PreTrainedConfig:
     Raises:
         VictorError: If it names a model that transformers does not know, or a value is of no use.
     """
-    try:
+    with refusing_values(folder / "config.json"):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
+
+
+@contextmanager
+def refusing_values(place: object) -> Iterator[None]:
+    """Refuse a configuration that transformers makes nothing of.
+
+    Args:
+        place: Where it stands, for the error.
+    """
+    try:
+        yield
+    except (ArithmeticError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise VictorError(
-            f"{folder / 'config.json'}: transformers cannot read it ({_in_short(error)})",
+            f"{place}: transformers cannot read it ({_in_short(error)})",
             fix="correct the file, or use another copy of the model",
         ) from error
 

@@ -278,6 +278,7 @@ def _check_original(plan: Plan, translation: Translation, run: Run) -> Files:
             fix="leave --link out",
         )
     found = translation.weights()
+    plan.warnings.extend(set(translation.remarks) - set(plan.warnings))  # that the weights told
     dtype, cast = _formats(plan, [tensor.old for tensor in found.tensors])
     files = Files(list(found.names), dtype, cast, found)
     _check_room(files, run, link=False)

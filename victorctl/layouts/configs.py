@@ -8,9 +8,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from victorctl.checkpoint import refusing_values
 from victorctl.errors import VictorError
 from victorctl.layouts.recognise import text_type
-from victorctl.layouts.towers import Tower, own_fields
+from victorctl.layouts.towers import Tower, check_count, is_count, own_fields
 
 CLASSES = {
     "llava": "LlavaForConditionalGeneration",
@@ -31,8 +32,7 @@ def target_of(config: Mapping[str, Any], place: str) -> str:
     """
     aspect = str(config.get("image_aspect_ratio") or "square")
     merge = str(config.get("mm_patch_merge_type") or "flat")
-    many = "interleave" in place.lower()  # taught on several pictures, each seen whole
-    if "anyres" not in aspect or merge == "flat" or many:
+    if "anyres" not in aspect or merge == "flat" or _sees_each_whole(config, place):
         return "llava"
     if merge != "spatial_unpad":
         raise VictorError(
@@ -48,6 +48,16 @@ def target_of(config: Mapping[str, Any], place: str) -> str:
             fix="use a model with one of these, such as lmms-lab/llava-onevision-qwen2-7b-ov",
         )
     return "llava_onevision"
+
+
+def _sees_each_whole(config: Mapping[str, Any], place: str) -> bool:
+    """Say whether a model is an interleave: taught on several pictures at once, none of them cut.
+
+    Such configurations are those of lmms-lab's other models on Qwen, and only the name tells.
+    """
+    named = "interleave" in re.split(r"[^a-z0-9]+", place.rpartition("/")[2].lower())
+    alike = config.get("image_aspect_ratio") == "anyres" and text_type(config, place) == "qwen2"
+    return named and alike
 
 
 def translated(config: Mapping[str, Any], tower: Tower, place: str) -> dict[str, Any]:
@@ -85,7 +95,16 @@ def translated(config: Mapping[str, Any], tower: Tower, place: str) -> dict[str,
         made["use_image_newline_parameter"] = True
     if target == "llava_onevision":
         made["vision_aspect_ratio"] = config["image_aspect_ratio"]
+    _check_readable(made, f"{place}: config.json")
     return made
+
+
+def _check_readable(made: Mapping[str, Any], place: str) -> None:
+    """Refuse values that transformers makes nothing of."""
+    from transformers import AutoConfig
+
+    with refusing_values(place):
+        AutoConfig.for_model(**made)
 
 
 def _text(config: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -98,11 +117,12 @@ def _text(config: Mapping[str, Any], place: str) -> dict[str, Any]:
     defaults = CONFIG_MAPPING[kind]().to_dict()
     for key in ("vocab_size", "hidden_size", "num_hidden_layers"):
         text.setdefault(key, defaults[key])
-        if not isinstance(text[key], int) or text[key] < 1:
-            raise VictorError(
-                f"{place}: config.json: {key} {text[key]!r} is no count",
-                fix="use another copy of the model",
-            )
+        check_count(text, key, place)
+    if type(theta := text.get("rope_theta", 1.0)) not in (int, float):
+        raise VictorError(
+            f"{place}: config.json: rope_theta {theta!r} is no number",
+            fix="use another copy of the model",
+        )
     tied = bool(config.get("tie_word_embeddings", False))
     return text | {"model_type": kind, "tie_word_embeddings": tied}
 
@@ -138,9 +158,7 @@ def _are_sizes(listed: Any) -> bool:
         isinstance(listed, list)
         and bool(listed)
         and all(
-            isinstance(pair, list | tuple)
-            and len(pair) == 2
-            and all(isinstance(n, int) for n in pair)
+            isinstance(pair, list | tuple) and len(pair) == 2 and all(is_count(n) for n in pair)
             for pair in listed
         )
     )

@@ -82,7 +82,7 @@ def entries(file: Path) -> list[Entry]:
 
 def _entry(name: str, tensor: Tensor) -> Entry:
     code = CODES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
-    return Entry(name, code, tuple(tensor.shape), 0, tensor.numel() * tensor.itemsize)
+    return Entry(name, code, tuple(tensor.shape), 0, tensor.nbytes)
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
@@ -93,10 +93,14 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         problem = f"{file}: a pickle that holds more than tensors, or none at all: it is not opened"
         raise VictorError(problem, fix="use a copy of the model from its author") from error
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise VictorError(f"{file}: truncated, or no file of torch", fix=AGAIN) from error
     if not _is_state(content):
         raise VictorError(f"{file}: not a table of tensors by name", fix=AGAIN)
+    for name, tensor in content.items():
+        if not _is_plain(tensor, file.stat().st_size):
+            problem = f"{file}: tensor {name} is not simply numbers that stand in the file"
+            raise VictorError(problem, fix=AGAIN)
     return content
 
 
@@ -106,15 +110,24 @@ def _is_state(content: Any) -> bool:
     )
 
 
-def pieces(file: Path, rowwise: Collection[str]) -> Iterator[tuple[Entry | None, bytes]]:
+def _is_plain(tensor: Tensor, size: int) -> bool:
+    """Say whether a tensor is dense and no larger than its file, whatever its strides say."""
+    dense = tensor.layout is torch.strided and tensor.device.type == "cpu"
+    return dense and max(tensor.nbytes, tensor.untyped_storage().nbytes()) <= size
+
+
+def pieces(
+    file: Path, names: Collection[str], rowwise: Collection[str]
+) -> Iterator[tuple[Entry | None, bytes]]:
     """Read a file from front to end: None with what is no tensor, then tensors in pieces.
 
     Args:
-        file: Safetensors, or a pickle, of which only the tensors are given.
+        file: Safetensors, or a pickle, of which only the tensors that are named are given.
+        names: Of tensors.
         rowwise: Names of matrices that are cut between rows.
     """
     if file.suffix == ".bin":
-        yield from _pieces_of_pickle(file, rowwise)
+        yield from _pieces_of_pickle(file, names, rowwise)
         return
     listed = weights.read_entries(file)
     with file.open("rb") as stream:
@@ -125,8 +138,12 @@ def pieces(file: Path, rowwise: Collection[str]) -> Iterator[tuple[Entry | None,
                 yield entry, stream.read(min(step, entry.stop - start))
 
 
-def _pieces_of_pickle(file: Path, rowwise: Collection[str]) -> Iterator[tuple[Entry | None, bytes]]:
+def _pieces_of_pickle(
+    file: Path, names: Collection[str], rowwise: Collection[str]
+) -> Iterator[tuple[Entry, bytes]]:
     for name, tensor in _unpickled(file).items():
+        if name not in names:
+            continue
         entry = _entry(name, tensor)
         flat = tensor.contiguous().flatten().view(torch.uint8).numpy()
         step = _step(entry, name in rowwise)

@@ -1,7 +1,8 @@
 """Tokenizer, chat template and image processing of an original layout, as transformers reads them.
 
 Source: transformers 4.46, models/llava*/convert_llava*_weights_to_hf.py, for tokens, sizes and
-prompts; haotian-liu/LLaVA, llava/mm_utils.py (process_images), for pad-to-square.
+prompts; haotian-liu/LLaVA, llava/mm_utils.py (process_images), for pad-to-square;
+LLaVA-VL/LLaVA-NEXT, llava/conversation.py, for Gemma's prompt.
 """
 
 import json
@@ -82,6 +83,13 @@ LLAMA3 = _template(
     + "{{ '<|eot_id|>' }}",
     "<|start_header_id|>assistant<|end_header_id|>\n\n",
 )
+GEMMA = _template(  # it knows no system
+    "{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\\n' }}"
+    + _IMAGES
+    + _texts("", "")
+    + "{{ '<end_of_turn>\\n' }}",
+    "<start_of_turn>model\n",
+)
 QWEN = _chatml("<|im_end|>\n")
 HERMES = _chatml("<|im_end|>")
 
@@ -89,13 +97,16 @@ HERMES = _chatml("<|im_end|>")
 def template_of(tokenizer: Any, backbone: str) -> tuple[str, str]:
     """Choose the chat template that a language model was taught, with its name."""
     known = tokenizer.get_vocab()
+    if backbone == "gemma":
+        return "Gemma's", GEMMA
     if backbone.startswith("qwen"):
         return "Qwen's", QWEN
     if "<|im_start|>" in known:
         return "Hermes's", HERMES
     if "<|start_header_id|>" in known:
         return "Llama 3's", LLAMA3
-    return ("Mistral's", MISTRAL) if backbone == "mistral" else ("Vicuna's", VICUNA)
+    own = backbone in ("mistral", "mixtral")
+    return ("Mistral's", MISTRAL) if own else ("Vicuna's", VICUNA)
 
 
 def load_tokenizer(folder: Path, config: Mapping[str, Any], length: int | None) -> Any:

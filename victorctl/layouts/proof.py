@@ -1,6 +1,7 @@
 """An original layout by another way: transformers reads, renames and resizes, PEFT merges."""
 
 import gc
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,14 @@ KEYS = {  # in this order
     r"^lm_head\.": "language_model.lm_head.",
 }
 """For transformers' own renaming of what it loads, which goes on from here."""
+IN_MEMORY = {  # in this order
+    r"^(?:base_model\.)?(?:model\.)?(?=model\.|lm_head\.)": "",
+    r"^model\.vision_tower\.vision_tower\.(?:vision_model\.)?": "model.vision_tower.",
+    r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
+    r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
+    r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
+}
+"""For what was trained beside a LoRA, or alone, and is put into the native class by itself."""
 MERGED = 2**-5  # share of the largest logit that rounding a merged weight once or twice may cost
 
 
@@ -83,15 +92,14 @@ def _add_own(model: PreTrainedModel, translation: Translation) -> None:
     """Put in what a LoRA or projector repository holds whole."""
     name = files.TRAINABLES if translation.kind == "original-lora" else files.PROJECTOR
     state = torch.load(translation.original.folder / name, weights_only=True)
-    targets = {"0.": model.model.multi_modal_projector.linear_1}
-    targets["2."] = model.model.multi_modal_projector.linear_2
-    for start, linear in targets.items():
-        own = {
-            key.rpartition(f"mm_projector.{start}")[2]: tensor
-            for key, tensor in state.items()
-            if f"mm_projector.{start}" in key
-        }
-        linear.load_state_dict(own)
+    model.load_state_dict({_native(key): one for key, one in state.items()}, strict=False)
+
+
+def _native(key: str) -> str:
+    """Say what a model in memory calls a tensor that was trained beside a LoRA, or a projector."""
+    for pattern, new in IN_MEMORY.items():
+        key = re.sub(pattern, new, key)
+    return key
 
 
 def _add_tower(model: PreTrainedModel, translation: Translation) -> None:

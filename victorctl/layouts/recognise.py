@@ -27,8 +27,15 @@ Kind = Literal["original", "original-lora", "original-projector"]
 
 def is_original(config: Mapping[str, Any]) -> bool:
     """Say whether a `config.json` is of an original layout; old ones say `llava`, too."""
-    named = any(OWN.fullmatch(str(name)) for name in config.get("architectures") or ())
+    named = any(OWN.fullmatch(name) for name in _architectures(config) or ())
     return "text_config" not in config and (named or any(key in config for key in MARKS))
+
+
+def _architectures(config: Mapping[str, Any]) -> list[str] | None:
+    """List the classes that a model is said to be of; None where that is no list of names."""
+    listed = config.get("architectures") or []
+    whole = isinstance(listed, list) and all(isinstance(name, str) for name in listed)
+    return listed if whole else None
 
 
 def kind_of(source: Source) -> Kind:
@@ -46,8 +53,7 @@ def text_type(config: Mapping[str, Any], place: str) -> str:
     Raises:
         VictorError: If it is none that LLaVA was built on, or MPT.
     """
-    architecture = str((config.get("architectures") or [""])[0])
-    match = ARCHITECTURE.fullmatch(architecture)
+    match = ARCHITECTURE.fullmatch((_architectures(config) or [""])[0])
     word = match[1] if match else str(config.get("model_type")).removeprefix("llava_")
     word = "llama" if word.lower() == "llava" else word
     if found := BACKBONES.get(word.lower()):
@@ -85,12 +91,18 @@ def _is(key: str, *allowed: Any) -> Callable[[Mapping[str, Any], str], bool]:
     return lambda config, _place: config.get(key) not in allowed
 
 
+VIDEO = "use a model with {}, such as lmms-lab/llava-onevision-qwen2-7b-ov"
 OTHER = "use a model with mm_projector_type mlp2x_gelu, such as liuhaotian/llava-v1.5-7b"
 REFUSALS: tuple[tuple[Callable[[Mapping[str, Any], str], bool], str, str], ...] = (
     (
         _is_delta,
         "a delta, the difference to LLaMA's weights, not a model",
         "use a model that is whole, such as liuhaotian/llava-v1.5-7b",
+    ),
+    (
+        lambda config, _place: _architectures(config) is None,
+        "config.json: architectures {architectures} is no list of names",
+        "use another copy of the model",
     ),
     (
         lambda config, _place: (
@@ -121,6 +133,24 @@ REFUSALS: tuple[tuple[Callable[[Mapping[str, Any], str], bool], str, str], ...] 
         _is("mm_resampler_type", None, "identity"),
         "mm_resampler_type {mm_resampler_type}: transformers has no resampler there",
         OTHER,
+    ),
+    (
+        _is("mm_newline_position", None, "one_token"),
+        "mm_newline_position {mm_newline_position}: lines of a video end as in LLaVA-Video, which "
+        "transformers has no class for",
+        VIDEO.format("mm_newline_position one_token"),
+    ),
+    (
+        _is("mm_spatial_pool_mode", None, "bilinear"),
+        "mm_spatial_pool_mode {mm_spatial_pool_mode}, and transformers shrinks the pictures of a "
+        "video by bilinear means alone",
+        VIDEO.format("mm_spatial_pool_mode bilinear"),
+    ),
+    (
+        _is("mm_spatial_pool_stride", None, 2),
+        "mm_spatial_pool_stride {mm_spatial_pool_stride}, and transformers shrinks the pictures of "
+        "a video by 2 alone",
+        VIDEO.format("mm_spatial_pool_stride 2"),
     ),
     (
         _is("mm_vision_select_feature", None, "patch", "cls_patch"),

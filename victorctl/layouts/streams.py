@@ -1,6 +1,7 @@
 """Translated weights: planned from headers, and written in one pass over the original's files."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -15,8 +16,8 @@ from victorctl import weights
 from victorctl.errors import CheckFailed, VictorError
 from victorctl.layouts import files
 from victorctl.layouts.lora import Adapter
-from victorctl.layouts.names import EMBEDDINGS, HEAD, Rename, check_complete
-from victorctl.sources import BASE_WEIGHTS
+from victorctl.layouts.names import EMBEDDINGS, HEAD, TOWER, Rename, check_complete
+from victorctl.sources import BASE_INDEX, BASE_WEIGHTS
 from victorctl.weights import Advance, Entry
 
 
@@ -132,8 +133,8 @@ def check_whole(found: Weights, config: Mapping[str, Any], vocab: int) -> None:
 
 def has_tower(parts: Sequence[Part]) -> bool:
     """Say whether the files hold a vision tower."""
-    names = (entry.name for part in parts for entry in files.entries(part.path))
-    return any(name.startswith("model.vision_tower.") for name in names)
+    names = (part.rename(entry.name) for part in parts for entry in files.entries(part.path))
+    return any(name is not None and name.startswith(TOWER) for name in names)
 
 
 def _check_format(entry: Entry, file: Path) -> None:
@@ -157,7 +158,7 @@ def _check_updates(planned: Mapping[Path, Mapping[str, Planned]], adapter: Adapt
 
 
 def write(found: Weights, folder: Path, cast: str | None, advance: Advance) -> Written:
-    """Write all weights in one pass.
+    """Write all weights in one pass, and their index.
 
     Args:
         found: What to write.
@@ -177,7 +178,18 @@ def write(found: Weights, folder: Path, cast: str | None, advance: Advance) -> W
     if found.adapter is not None:
         file = found.adapter.store.file
         written.originals[file.name] = weights.sha256(file)
+    _write_index(folder, written.files)
     return written
+
+
+def _write_index(folder: Path, names: Iterable[str]) -> None:
+    """Say which tensor is in which file, without which transformers finds no shard."""
+    entries = [(name, entry) for name in names for entry in weights.read_entries(folder / name)]
+    content = {
+        "metadata": {"total_size": sum(entry.stop - entry.start for _, entry in entries)},
+        "weight_map": {entry.name: name for name, entry in entries},
+    }
+    (folder / BASE_INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 class _Writer:
@@ -204,7 +216,7 @@ class _Writer:
         yield weights.encoded_header(self._header())
         updated = self.adapter.scales if self.adapter else {}
         rowwise = {name for name, one in self.planned.items() if one.rows or name in updated}
-        for entry, pieces in groupby(files.pieces(self.path, rowwise), itemgetter(0)):
+        for entry, pieces in groupby(files.pieces(self.path, self.planned, rowwise), itemgetter(0)):
             parts = self._counted((data for _, data in pieces), old)
             if entry is not None and entry.name in self.planned:
                 yield from self._tensor(entry, parts)

@@ -103,7 +103,25 @@ def given_tower(source: Source) -> Tower:
             f"--vision-tower {source.name}: a model of type {raw.get('model_type')}",
             fix="give the CLIP or SigLIP that mm_vision_tower in config.json names",
         )
-    return Tower(_completed(own, kind), _colours(source, kind))
+    return Tower(_completed(own, kind, source.name), _colours(source, kind))
+
+
+def is_count(value: Any) -> bool:
+    """Say whether a value is a whole number of at least one."""
+    return type(value) is int and value > 0
+
+
+def check_count(config: Mapping[str, Any], key: str, place: str) -> None:
+    """Refuse what is no whole number of at least one.
+
+    Raises:
+        VictorError: If it is none.
+    """
+    if not is_count(config[key]):
+        raise VictorError(
+            f"{place}: config.json: {key} {config[key]!r} is no count",
+            fix="use another copy of the model",
+        )
 
 
 def own_fields(known: type) -> set[str]:
@@ -113,7 +131,7 @@ def own_fields(known: type) -> set[str]:
     return set(known.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
 
 
-def _completed(own: Mapping[str, Any], kind: str) -> dict[str, Any]:
+def _completed(own: Mapping[str, Any], kind: str, place: str) -> dict[str, Any]:
     """Keep what describes the tower, with transformers' defaults for what is not said."""
     from transformers import CONFIG_MAPPING
 
@@ -122,6 +140,7 @@ def _completed(own: Mapping[str, Any], kind: str) -> dict[str, Any]:
     defaults = known().to_dict()
     for key in ("hidden_size", "num_hidden_layers", "image_size", "patch_size"):
         config.setdefault(key, defaults[key])
+        check_count(config, key, f"--vision-tower {place}")
     if kind == SIGLIP:  # LLaVA never runs its last layer, nor its head
         config["num_hidden_layers"] -= 1
         config["vision_use_head"] = False

@@ -15,12 +15,13 @@ from victorctl.layouts import files, lora, names, prompts, streams
 from victorctl.layouts.configs import translated
 from victorctl.layouts.recognise import Kind, check_supported, kind_of
 from victorctl.layouts.streams import Part, Weights
-from victorctl.layouts.towers import given_tower, named_tower
+from victorctl.layouts.towers import check_count, given_tower, named_tower
 from victorctl.recipe import ConvertSection
 from victorctl.sources import ADAPTER, Source, fetch_weights, open_source, read_json
 
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "*.tiktoken")
 TERMS = ("LICENSE*", "NOTICE*")
+TIED = ("gemma", "qwen")  # of which some sizes are
 WHOSE = {"original-lora": (ADAPTER, "base_model_name_or_path"), "original-projector": (
     "config.json", "_name_or_path")}  # fmt: skip
 
@@ -81,7 +82,7 @@ class Translation:
             parts += self._parts_of_tower()
         found = streams.plan(parts, adapter, self.config, self.vocab)
         if names.HEAD not in {tensor.name for tensor in found.tensors}:
-            self._tie()
+            self._tie()  # if that may be; without it, the head is missing
         streams.check_whole(found, self.config, self.vocab)
         return found
 
@@ -96,7 +97,17 @@ class Translation:
         return lora.read_adapter(self.original.folder)
 
     def _tie(self) -> None:
-        """Let the embeddings be the head, too, where the original holds none."""
+        """Let the embeddings be the head, too, unless the configuration says that they are not.
+
+        That of a Qwen or Gemma says so in vain: LLaVA's training wrote it for models that are tied.
+        """
+        if read_config(self.original.folder).get("tie_word_embeddings") is False:
+            if not self.config["text_config"]["model_type"].startswith(TIED):
+                return
+            self.remarks.append(
+                "the embeddings are the head, too: the weights hold none, though config.json says "
+                "tie_word_embeddings false"
+            )
         self.config["tie_word_embeddings"] = True
         self.config["text_config"]["tie_word_embeddings"] = True
         write_json(self.staged.folder / "config.json", self.config)
@@ -167,9 +178,9 @@ def translate(source: Source, settings: ConvertSection) -> Translation:
     tower = given_tower(given) if given else named_tower(str(config.get("mm_vision_tower")), place)
     made = translated(config, tower, source.name)
     pad = _pads(config, made, settings, source.name)
-    tokenizer = prompts.load_tokenizer(
-        _with_tokenizer(source, base), made, config.get("tokenizer_model_max_length")
-    )
+    if length := config.get("tokenizer_model_max_length"):
+        check_count(config, "tokenizer_model_max_length", source.name)
+    tokenizer = prompts.load_tokenizer(_with_tokenizer(source, base), made, length)
     vocab = made["text_config"]["vocab_size"]
     made = prompts.with_tokens(made, tokenizer)
     keep = Staging()
