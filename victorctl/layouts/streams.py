@@ -1,6 +1,7 @@
 """Translated weights: planned from headers, and written in one pass over the original's files."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -293,9 +294,7 @@ class _Mean:
 
 
 def _length(tensor: Planned, dtype: str) -> int:
-    count = tensor.old.count // tensor.old.shape[0] * tensor.shape[0] if tensor.rows else None
-    size = weights.INFINITY[dtype][0]().itemsize
-    return (tensor.old.count if count is None else count) * size
+    return math.prod(tensor.shape) * weights.INFINITY[dtype][0]().itemsize
 
 
 def check_kept(written: Written, folder: Path) -> bool:
