@@ -231,18 +231,10 @@ class _Writer:
             self.advance(len(data))
             yield data
 
-    def _header(self) -> dict[str, Any]:
-        header, offset = {"__metadata__": {"format": "pt"}}, 0
+    def _header(self) -> Iterator[tuple[str, str, tuple[int, ...], int]]:
         for tensor in self.planned.values():  # in the order of the original's bytes
             dtype = self.cast or tensor.old.dtype
-            stop = offset + _length(tensor, dtype)
-            header[tensor.name] = {
-                "dtype": dtype,
-                "shape": tensor.shape,
-                "data_offsets": [offset, stop],
-            }
-            offset = stop
-        return header
+            yield tensor.name, dtype, tensor.shape, _length(tensor, dtype)
 
     def _tensor(self, entry: Entry, parts: Iterator[bytes]) -> Iterator[bytes]:
         tensor, digest, mean, first = self.planned[entry.name], sha256(), _Mean(entry), 0
