@@ -32,7 +32,6 @@ from victorctl import weights
 from victorctl.checkpoint import hash_base, load
 from victorctl.inspect import inspect
 from victorctl.layouts import streams
-from victorctl.layouts.configs import target_of
 from victorctl.layouts.translation import translate
 from victorctl.lineage import base_intact, weights_sha256
 from victorctl.recipe import ConvertSection
@@ -316,25 +315,6 @@ def test_a_qwen_without_a_head_is_tied_whatever_its_configuration_says_and_that_
     said = run(source, tmp_path / "out")["warnings"]
     assert [note for note in said if note.startswith("the embeddings are the head, too")]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is True
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "aspect", "becomes"),
-    [
-        ("llava-next-interleave-qwen-7b", "qwen2", "anyres", "llava"),
-        ("llava-next-qwen-7b", "qwen2", "anyres", "llava_next"),
-        ("not-interleaved", "qwen2", "anyres", "llava_next"),
-        ("interleave-studies/llava-next", "qwen2", "anyres", "llava_next"),
-        ("llava-interleave", "llama", "anyres", "llava_next"),
-        ("llava-interleave", "qwen2", "anyres_max_9", "llava_onevision"),
-    ],
-)
-def test_a_model_sees_each_picture_whole_if_name_and_configuration_say_so(
-    name, text, aspect, becomes
-):
-    config = originals.original_config(originals.native(text=text), "interleave")
-    more = {"mm_patch_merge_type": "spatial_unpad", "image_aspect_ratio": aspect}
-    assert target_of(config | more, name) == becomes
 
 
 # ---- Options -------------------------------------------------------------------------------------

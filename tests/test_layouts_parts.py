@@ -7,7 +7,6 @@ base's projector in place of the trained one; a folder of this machine that a pu
 
 import json
 import re
-import shutil
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ from transformers import AutoModelForImageTextToText, LlamaForCausalLM
 from tests import originals
 from tests.converting import QUICK, left, run
 from tests.hub import COMMIT, serving
-from tests.tiny import tiny_llava
 from victorctl import weights
 from victorctl.errors import VictorError
 from victorctl.inspect import inspect
@@ -387,34 +385,7 @@ def test_a_published_model_chooses_no_folder_of_this_machine(tmp_path, monkeypat
 # ---- Flags that have no use ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["base", "vision_tower"])
-def test_a_model_in_transformers_layout_takes_no_parts(tmp_path, key):
-    llava = tiny_llava(tmp_path / "llava")
-    word = key.replace("_", "-")
-    with pytest.raises(
-        VictorError, match=f"--{word} x: llava is whole as it is\n  fix: leave --{word}"
-    ):
-        run(llava, tmp_path / "out", flags=QUICK | {f"convert.{key}": "x"})
-
-
 def test_a_whole_original_takes_no_base(tmp_path):
     source = originals.write_original(tmp_path / "llava", originals.native())
     with pytest.raises(VictorError, match="--base x: llava holds a language model of its own"):
         run(source, tmp_path / "out", flags=QUICK | {"convert.base": "x"})
-
-
-def test_a_model_in_transformers_layout_is_padded_on_demand(tmp_path):
-    llava = tiny_llava(tmp_path / "llava")
-    result = run(llava, tmp_path / "out", flags={"convert.image_aspect": "pad"})
-    described = json.loads((tmp_path / "out" / "processor_config.json").read_text())
-    before = json.loads((llava / "processor_config.json").read_text())
-    assert described["image_processor"] == before["image_processor"] | {
-        "image_processor_type": "LlavaImageProcessor",
-        "do_pad": True,
-    }
-    assert result["warnings"] == ["pictures are padded to squares, as in the original LLaVA 1.5"]
-    shutil.rmtree(tmp_path / "out")
-    before["image_processor"]["image_processor_type"] = "PixtralImageProcessor"
-    (llava / "processor_config.json").write_text(json.dumps(before))
-    with pytest.raises(VictorError, match="its image processor is PixtralImageProcessor in llava"):
-        run(llava, tmp_path / "out", flags=QUICK | {"convert.image_aspect": "pad"})

@@ -4,6 +4,9 @@ Faults planted and caught: pad-to-square left out; no beginning of an answer; wh
 learned.
 """
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,8 +14,10 @@ from transformers import AutoProcessor, CLIPImageProcessorPil
 
 from tests import originals
 from tests.converting import QUICK, run
-from tests.tiny import tiny_picture
+from tests.tiny import tiny_llava, tiny_picture
+from victorctl.errors import VictorError
 from victorctl.layouts import prompts
+from victorctl.layouts.configs import target_of
 
 WIDE = tiny_picture(1, (60, 30))
 
@@ -73,6 +78,42 @@ def test_an_original_that_crops_is_left_alone_unless_padding_is_asked_for(tmp_pa
         run(source, out, flags=QUICK | {"convert.image_aspect": aspect})
         kinds[aspect] = type(AutoProcessor.from_pretrained(out).image_processor).__name__
     assert kinds == {None: "CLIPImageProcessorPil", "pad": "LlavaImageProcessorPil"}
+
+
+def test_a_model_in_transformers_layout_is_padded_on_demand(tmp_path):
+    llava = tiny_llava(tmp_path / "llava")
+    result = run(llava, tmp_path / "out", flags={"convert.image_aspect": "pad"})
+    described = json.loads((tmp_path / "out" / "processor_config.json").read_text())
+    before = json.loads((llava / "processor_config.json").read_text())
+    assert described["image_processor"] == before["image_processor"] | {
+        "image_processor_type": "LlavaImageProcessor",
+        "do_pad": True,
+    }
+    assert result["warnings"] == ["pictures are padded to squares, as in the original LLaVA 1.5"]
+    shutil.rmtree(tmp_path / "out")
+    before["image_processor"]["image_processor_type"] = "PixtralImageProcessor"
+    (llava / "processor_config.json").write_text(json.dumps(before))
+    with pytest.raises(VictorError, match="its image processor is PixtralImageProcessor in llava"):
+        run(llava, tmp_path / "out", flags=QUICK | {"convert.image_aspect": "pad"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "aspect", "becomes"),
+    [
+        ("llava-next-interleave-qwen-7b", "qwen2", "anyres", "llava"),
+        ("llava-next-qwen-7b", "qwen2", "anyres", "llava_next"),
+        ("not-interleaved", "qwen2", "anyres", "llava_next"),
+        ("interleave-studies/llava-next", "qwen2", "anyres", "llava_next"),
+        ("llava-interleave", "llama", "anyres", "llava_next"),
+        ("llava-interleave", "qwen2", "anyres_max_9", "llava_onevision"),
+    ],
+)
+def test_a_model_sees_each_picture_whole_if_name_and_configuration_say_so(
+    name, text, aspect, becomes
+):
+    config = originals.original_config(originals.native(text=text), "interleave")
+    more = {"mm_patch_merge_type": "spatial_unpad", "image_aspect_ratio": aspect}
+    assert target_of(config | more, name) == becomes
 
 
 # ---- Prompts -------------------------------------------------------------------------------------

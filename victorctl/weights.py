@@ -7,11 +7,12 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -164,18 +165,14 @@ def cast_file(source: Path, target: Path, *, dtype: str, advance: Advance) -> st
     """
     digest = hashlib.sha256()
     size = INFINITY[dtype][0]().itemsize
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    tensors = []
     for entry in read_entries(source):
-        length = entry.stop - entry.start
-        if entry.dtype in INFINITY:
+        length, known = entry.stop - entry.start, entry.dtype in INFINITY
+        if known:
             length = length // INFINITY[entry.dtype][0]().itemsize * size
-        header[entry.name] = {
-            "dtype": dtype if entry.dtype in INFINITY else entry.dtype,
-            "shape": entry.shape,
-            "data_offsets": [offset, offset := offset + length],
-        }
+        tensors.append((entry.name, dtype if known else entry.dtype, entry.shape, length))
     with target.open("wb") as out:
-        out.write(encoded_header(header))
+        out.write(encoded_header(tensors))
         for entry, data in _chunks(source):
             digest.update(data)
             if entry is not None:
@@ -233,22 +230,31 @@ def write_file(file: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[st
 
     codes = {getattr(torch, name): code for code, name in (NAMES | INTEGERS).items()}
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # keeps them aligned
-    header, offset = {"__metadata__": dict(metadata)}, 0
-    for name in names:
-        header[name] = {
-            "dtype": codes[tensors[name].dtype],
-            "shape": tuple(tensors[name].shape),
-            "data_offsets": [offset, offset := offset + tensors[name].nbytes],
-        }
+    header = [
+        (name, codes[tensors[name].dtype], tuple(tensors[name].shape), tensors[name].nbytes)
+        for name in names
+    ]
     with file.open("wb") as out:
-        out.write(encoded_header(header))
+        out.write(encoded_header(header, metadata))
         for name in names:
             flat = tensors[name].detach().cpu().contiguous().flatten()
             out.write(flat.view(torch.uint8).numpy())
 
 
-def encoded_header(header: Mapping[str, Any]) -> bytes:
-    """Spell a header with its length in front, as a file begins."""
+def encoded_header(
+    tensors: Iterable[tuple[str, str, Sequence[int], int]],
+    metadata: Mapping[str, str] = MappingProxyType({"format": "pt"}),
+) -> bytes:
+    """Spell a header with its length in front, as a file begins.
+
+    Args:
+        tensors: Name, number format, shape and length in bytes, in the order of their numbers.
+        metadata: Texts.
+    """
+    header, offset = {"__metadata__": dict(metadata)}, 0
+    for name, dtype, shape, length in tensors:
+        offsets = [offset, offset := offset + length]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     return len(encoded).to_bytes(8, "little") + encoded

@@ -26,12 +26,12 @@ ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 CODES = {getattr(torch, name): code for code, name in weights.NAMES.items()}
 
 
-def wanted(folder: Path) -> list[str]:
-    """Name the files of weights that the indexes in a folder promise, or that there may be."""
+def wanted(folder: Path) -> list[str] | None:
+    """Name the files of weights that an index in a folder promises; None where there is none."""
     for index, suffix in ((BASE_INDEX, ".safetensors"), (BIN_INDEX, ".bin")):
         if names := sorted(set(weight_map(folder / index, suffix).values())):
             return names
-    return [BASE_WEIGHTS, BIN_WEIGHTS]
+    return None
 
 
 def find(folder: Path) -> list[Path]:
@@ -43,9 +43,10 @@ def find(folder: Path) -> list[Path]:
     """
     if (folder / BASE_WEIGHTS).is_file():
         return [folder / BASE_WEIGHTS]
-    paths = [folder / name for name in wanted(folder)]
-    if paths == [folder / BASE_WEIGHTS, folder / BIN_WEIGHTS]:
-        return [path for path in paths if path.is_file()][:1]
+    names = wanted(folder)
+    if names is None:
+        return [path for path in [folder / BIN_WEIGHTS] if path.is_file()]
+    paths = [folder / name for name in names]
     for path in paths:
         if not path.is_file():
             raise VictorError(

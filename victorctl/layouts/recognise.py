@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from victorctl.errors import VictorError
 from victorctl.layouts import files
-from victorctl.sources import ADAPTER, BASE_INDEX, BIN_INDEX, Source, file_names
+from victorctl.sources import ADAPTER, BASE_INDEX, BASE_WEIGHTS, BIN_INDEX, Source, file_names
 
 MARKS = ("mm_vision_tower", "mm_projector_type", "mm_hidden_size")
 OWN = re.compile(r"Llava\w+ForCausalLM")
@@ -43,7 +43,8 @@ def kind_of(source: Source) -> Kind:
     if (source.folder / ADAPTER).is_file():
         return "original-lora"
     names = file_names(source)
-    whole = {*files.wanted(source.folder)} & names or {BASE_INDEX, BIN_INDEX} & names
+    promised = files.wanted(source.folder) or [BASE_WEIGHTS, files.BIN_WEIGHTS]
+    whole = names & {BASE_INDEX, BIN_INDEX, *promised}
     return "original-projector" if files.PROJECTOR in names and not whole else "original"
 
 

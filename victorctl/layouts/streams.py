@@ -1,6 +1,7 @@
 """Translated weights: planned from headers, and written in one pass over the original's files."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -230,18 +231,10 @@ class _Writer:
             self.advance(len(data))
             yield data
 
-    def _header(self) -> dict[str, Any]:
-        header, offset = {"__metadata__": {"format": "pt"}}, 0
+    def _header(self) -> Iterator[tuple[str, str, tuple[int, ...], int]]:
         for tensor in self.planned.values():  # in the order of the original's bytes
             dtype = self.cast or tensor.old.dtype
-            stop = offset + _length(tensor, dtype)
-            header[tensor.name] = {
-                "dtype": dtype,
-                "shape": tensor.shape,
-                "data_offsets": [offset, stop],
-            }
-            offset = stop
-        return header
+            yield tensor.name, dtype, tensor.shape, _length(tensor, dtype)
 
     def _tensor(self, entry: Entry, parts: Iterator[bytes]) -> Iterator[bytes]:
         tensor, digest, mean, first = self.planned[entry.name], sha256(), _Mean(entry), 0
@@ -293,9 +286,7 @@ class _Mean:
 
 
 def _length(tensor: Planned, dtype: str) -> int:
-    count = tensor.old.count // tensor.old.shape[0] * tensor.shape[0] if tensor.rows else None
-    size = weights.INFINITY[dtype][0]().itemsize
-    return (tensor.old.count if count is None else count) * size
+    return math.prod(tensor.shape) * weights.INFINITY[dtype][0]().itemsize
 
 
 def check_kept(written: Written, folder: Path) -> bool:

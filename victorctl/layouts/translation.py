@@ -17,7 +17,7 @@ from victorctl.layouts.recognise import Kind, check_supported, kind_of
 from victorctl.layouts.streams import Part, Weights
 from victorctl.layouts.towers import check_count, given_tower, named_tower
 from victorctl.recipe import ConvertSection
-from victorctl.sources import ADAPTER, Source, fetch_weights, open_source, read_json
+from victorctl.sources import ADAPTER, BASE_WEIGHTS, Source, fetch_weights, open_source, read_json
 
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "*.tiktoken")
 TERMS = ("LICENSE*", "NOTICE*")
@@ -147,8 +147,9 @@ def _whole(source: Source) -> list[Path]:
     Raises:
         VictorError: If there are none.
     """
-    for name in (files.wanted(source.folder), [files.BIN_WEIGHTS]):
-        fetch_weights(source, name[:1] if name == [files.BASE_WEIGHTS, files.BIN_WEIGHTS] else name)
+    promised = files.wanted(source.folder)
+    for tried in [promised] if promised else ([BASE_WEIGHTS], [files.BIN_WEIGHTS]):
+        fetch_weights(source, tried)
         if found := files.find(source.folder):
             return found
     raise VictorError(
@@ -171,7 +172,7 @@ def translate(source: Source, settings: ConvertSection) -> Translation:
     check_supported(config, source.name)
     kind = kind_of(source)
     if kind == "original-lora":
-        lora.check_plain_lora(source.folder)
+        lora.check_plain_lora(source.folder)  # before anything is fetched
     base = _base(source, kind, settings.base)
     given = open_source(settings.vision_tower) if settings.vision_tower else None
     place = f"{source.name}: config.json"
