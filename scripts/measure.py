@@ -22,6 +22,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from victorctl import plots
@@ -105,9 +106,6 @@ STUDIES = {
             {"train.hidden": 1.0},
             {"victor.drop_layer": 4},
             {"victor.registers": 16},
-            {"train.rung": "deep", "victor.drop_layer": 4, "victor.registers": 16},
-            {"victor.drop_layer": 3},
-            {"victor.registers": 32},
         ),
     ),
 }
@@ -236,17 +234,23 @@ def name_of(variant: Settings) -> str:
 
 
 def points(runs: Sequence[dict[str, Any]], victor: dict[str, Any]) -> list[plots.Point]:
-    """Place registers alone beside register-LoRA and pooled tokens, as demo/victor has them."""
+    """Place registers alone beside register-LoRA and pooled tokens, as demo/victor has them.
+
+    Runs with as many tokens are one point, at the mean of what they keep.
+    """
     there = {point.name: point for point in plots.points_of(victor["eval"], "register-lora")}
     other = replace(there["register-lora"], kind="other", interval=None)
+    groups: dict[float, list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(run["eval"]["mean_visual_tokens"]["model"], []).append(run)
     alone = [
         plots.Point(
-            name_of(run["changed"]),
-            run["eval"]["mean_visual_tokens"]["model"],
-            run["eval"]["kept"],
+            name_of(group[0]["changed"]) if len(group) == 1 else f"{len(group)} ways",
+            tokens,
+            fmean(run["eval"]["kept"] for run in group),
             kind="model",
         )
-        for run in runs
+        for tokens, group in groups.items()
     ]
     return [there["base"], other, there["pool"], *alone]
 

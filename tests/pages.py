@@ -278,9 +278,7 @@ def alone(runs: list[dict[str, Any]]) -> str:
     head += ("kept (95 % interval)", "minutes")
     picture = "![Accuracy kept against mean visual tokens per layer, registers alone]"
     picture += "(images/registers.png)"
-    opening = (
-        f"One change at a time, and some together, on {runs[0]['eval']['questions']:,} questions:"
-    )
+    opening = f"One change at a time, on {runs[0]['eval']['questions']:,} questions:"
     return f"{opening}\n\n{table(head, rows)}\n\n{picture}"
 
 
