@@ -77,7 +77,7 @@ def test_the_loss_falls_and_is_drawn(tmp_path, model, data):
 
 
 @pytest.mark.parametrize(
-    "stop_after", [1, 3, 5]
+    "stop_after", [1, pytest.param(3, marks=pytest.mark.slow), 5]
 )  # before, between and after checkpoints at 2 and 4
 @pytest.mark.parametrize("rung", ["register-lora", "lora"])
 def test_ctrl_c_and_resume_give_the_weights_of_an_uninterrupted_run(  # noqa: PLR0913

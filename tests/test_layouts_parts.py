@@ -24,7 +24,10 @@ from victorctl.layouts.translation import translate
 from victorctl.recipe import ConvertSection
 from victorctl.sources import open_source
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),  # of peft
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
