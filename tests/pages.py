@@ -285,7 +285,7 @@ def alone(runs: list[dict[str, Any]]) -> str:
 def kinds() -> str:
     known = families.describe()
     rows = [(code(row["family"]), row["becomes"], row["remarks"]) for row in known["families"]]
-    rows += [(code(row["family"]), "refused", row["remarks"]) for row in known["refused"]]
+    rows += [(code(row["refused"]), "refused", row["remarks"]) for row in known["refused"]]
     return table(("family", "becomes", "remarks"), rows)
 
 

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.tiny import tiny_llava, tiny_picture, tiny_processor
 from victorctl import checkpoint, lineage
@@ -231,3 +232,25 @@ def test_the_simple_ways_need_the_bases_weights_in_a_victor_model(converted, bas
 
     with pytest.raises(VictorError, match=sentence):
         enter(converted, settings("eval.baselines=true"), based_on(base))
+
+
+@pytest.mark.parametrize("damage", ["victor.json", "config.json"])
+def test_a_damaged_folder_beside_a_model_is_nobodys_base(converted, changed, damage):
+    model = load_shipped(changed, QUIET)
+    shutil.copytree(converted, changed.parent / "another")
+    (changed.parent / "another" / damage).write_text('{"half')
+    shutil.copytree(converted, changed.parent / "parent")
+
+    assert find_base(changed, model, QUIET).name == "parent"
+
+
+def test_the_model_that_comes_along_is_a_base_wherever_a_model_of_it_lies(tmp_path):
+    model = tmp_path / "model"
+    convert("demo", recipe=settings(), run=dataclasses.replace(QUIET, out=model))
+    file = model / "model.safetensors"
+    state = load_file(file)
+    save_file({name: 2 * value for name, value in state.items()}, file, {"format": "pt"})
+
+    base = find_base(model, load_shipped(model, QUIET), QUIET)
+
+    assert (base.name, base.native) == ("demo", True)

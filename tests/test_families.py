@@ -65,7 +65,7 @@ def test_the_tables_have_a_row_for_each_family_and_each_text_model():
         family.model_type for family in FAMILIES
     ]
     assert {tuple(row) for row in tables["families"]} == {("family", "class", "becomes", "remarks")}
-    assert {row["family"] for row in tables["refused"]} == REFUSED.keys()
+    assert {row["refused"] for row in tables["refused"]} == REFUSED.keys()
     verdicts = {row["text_model"]: row["verdict"] for row in tables["text_models"]}
     assert len(verdicts) == len(BACKBONES)
     assert (verdicts["llama"], verdicts["granite"]) == ("tested", "refused")

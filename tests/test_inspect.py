@@ -158,3 +158,10 @@ def test_counts_what_a_processor_makes_of_a_picture_without_the_words_around_it(
     found = look(str(tmp_path / "model"), picture=picture)
 
     assert found["visual_tokens"] == int((made["input_ids"] == processor.image_token_id).sum())
+
+
+def test_a_victor_model_without_its_registers_is_not_whole(victor):
+    (victor / "victor.safetensors").unlink()
+
+    with pytest.raises(VictorError, match=r"victor.safetensors: no such file"):
+        look(str(victor))

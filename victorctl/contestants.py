@@ -1,10 +1,11 @@
 """Who is measured beside whom: a model, its base, and simple ways of using the base's weights."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
@@ -17,7 +18,7 @@ from victorctl.methods import FLOOR, method
 from victorctl.methods.base import Method
 from victorctl.recipe import Recipe, Run
 from victorctl.runtime import attention, resolve, say
-from victorctl.sources import Source, fetch_weights, open_source
+from victorctl.sources import DEMO, Source, fetch_weights, open_source
 
 MODEL, BASE = "model", "base"
 NO_BASE = "none"  # what --base says to leave the base out
@@ -203,22 +204,18 @@ def _load_base(source: Source, run: Run) -> Base:
 
 
 def _find_parent(folder: Path) -> Source:
-    """Find what a model was made from and that holds its base: beside it, or on the Hub.
+    """Find what a model was made from and that holds its base: beside it, with us, or on the Hub.
 
     Raises:
-        VictorError: If it is in neither place.
+        VictorError: If it is in none of these places.
     """
     stages = lineage.read_lineage(folder)["stages"]
-    intact = {stage["weights_sha256"] for stage in stages if stage["base_intact"]}
     origin = stages[0].get("source", {}) if stages else {}
-    for other in sorted(path for path in folder.resolve().parent.iterdir() if path.is_dir()):
-        if (own := _own_hash(other)) in intact:
-            found = lineage.weights_sha256(other) == own
-        else:
-            named = other.name == origin.get("name")
-            found = named and _base_hash(other) == stages[0]["parent_sha256"]
-        if found:
-            return open_source(str(other))
+    beside = sorted(path for path in folder.resolve().parent.iterdir() if path.is_dir())
+    for other in (*beside, *([DEMO] if origin.get("name") == "demo" else [])):
+        with suppress(VictorError):  # what is damaged is somebody else's, and not the base
+            if _holds_base(other, stages, origin.get("name")):
+                return open_source(str(other))
     if origin.get("commit") and "layout" not in origin:
         return open_source(origin["name"], revision=origin["commit"])
     raise VictorError(
@@ -227,16 +224,16 @@ def _find_parent(folder: Path) -> Source:
     )
 
 
-def _own_hash(folder: Path) -> str | None:
-    stages = lineage.read_lineage(folder)["stages"]
-    return stages[-1]["weights_sha256"] if stages else None
-
-
-def _base_hash(folder: Path) -> str | None:
-    try:
-        return lineage.hash_of(checkpoint.hash_base(folder))
-    except VictorError:  # a folder of that name, but no model
-        return None
+def _holds_base(folder: Path, stages: Sequence[Mapping[str, Any]], name: str | None) -> bool:
+    """Say whether a folder is a stage of a model's history that has its base, or the source."""
+    checkpoint.read_config(folder)  # without one it is no model
+    intact = {stage["weights_sha256"] for stage in stages if stage["base_intact"]}
+    own = lineage.read_lineage(folder)["stages"]
+    if own and own[-1]["weights_sha256"] in intact:
+        return lineage.weights_sha256(folder) == own[-1]["weights_sha256"]
+    if name not in (folder.name, "demo" if folder == DEMO else None):
+        return False
+    return lineage.hash_of(checkpoint.hash_base(folder)) == stages[0]["parent_sha256"]
 
 
 def _vocabulary(model: PreTrainedModel) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from victorctl.checkpoint import (
 )
 from victorctl.conversion import Files, Plan, check_files, make_plan
 from victorctl.errors import VictorError
+from victorctl.families import backbone_of
 from victorctl.features import noise
 from victorctl.folders import check_output, check_outside, remove_leftovers, writing
 from victorctl.layouts.aspect import pad_to_square
@@ -172,6 +173,7 @@ def _spare_memory(plan: Plan, files: Files, run: Run) -> Plan:
     plan.warnings.append(
         f"{plan.source.name} needs {size(needed)} of memory, and {size(free)} are free: tensors "
         "were compared, but not what both models compute"
+        + ("" if backbone_of(plan.backbone) else f", and nobody ran {plan.backbone} in slices")
     )
     convert = plan.recipe.convert.model_copy(update={"verify": "hash"})
     return replace(plan, recipe=plan.recipe.model_copy(update={"convert": convert}))

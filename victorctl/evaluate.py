@@ -49,6 +49,8 @@ def evaluate(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     resolve(run)
     seed_everything(recipe.seed)
     asked = questions(open_data(recipe.eval.data, rows=recipe.eval.limit), recipe.eval.limit)
+    if recipe.eval.data == "demo":
+        say("warning: demo is what models are trained on; --data demo:test is not", quiet=False)
     say(f"hashing and loading {model}", quiet=run.quiet)
     hashes = checkpoint.hash_base(model)
     field = enter(model, recipe, run, hashes)

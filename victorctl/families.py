@@ -261,7 +261,7 @@ def describe() -> dict[str, list[dict[str, str]]]:
             }
             for family in FAMILIES
         ],
-        "refused": [{"family": name, "remarks": reason} for name, reason in REFUSED.items()],
+        "refused": [{"refused": name, "remarks": reason} for name, reason in REFUSED.items()],
         "text_models": [
             {
                 "text_model": known.model_type,

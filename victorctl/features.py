@@ -3,6 +3,7 @@
 A picture's size is its height and width in pixels.
 """
 
+import copy
 import inspect
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -52,6 +53,16 @@ def noise(model: PreTrainedModel, picture: tuple[int, int] | None = None) -> dic
     return {name: made[name] for name in taken(model.get_image_features, made)}
 
 
+def seeing_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Copy a configuration, for a model that sees pictures as that one, with one layer of text."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    text.num_hidden_layers = 1
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:1]
+    return config
+
+
 def count_visual_tokens(
     native: type[PreTrainedModel],
     config: PreTrainedConfig,
@@ -63,7 +74,7 @@ def count_visual_tokens(
         None where only the processor decides, or more than shapes must be known.
     """
     with torch.device("meta"):
-        model = native(config)
+        model = native(seeing_config(config))
     pixels = noise(model, picture)
     sizes = {name: value.tolist() for name, value in pixels.items() if name == "image_sizes"}
     try:

@@ -132,7 +132,8 @@ def _count_on_hub(source: Source) -> Counter[str]:
 def _describe(source: Source, settings: dict[str, Any]) -> dict[str, Any]:
     """Tell the settings, what they added, and how the folder came about."""
     file = source.folder / WEIGHTS
-    added = sum(entry.count for entry in weights.read_entries(file)) if file.is_file() else None
+    here = source.commit is None or file.is_file()  # of a Hub id it is not fetched
+    added = sum(entry.count for entry in weights.read_entries(file)) if here else None
     stages = read_lineage(source.folder)["stages"]
     return {
         **settings,

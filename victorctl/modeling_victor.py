@@ -978,8 +978,9 @@ class VictorModel(Mixed):
             ValueError: For `inputs_embeds` without `input_ids`, fewer visual tokens than registers
                 under `overlay`, packed sequences, or a cache that cannot hold two lengths.
         """
-        names = list(inspect.signature(type(self).native.forward).parameters)[1:]
-        kwargs |= dict(zip(names, args, strict=False))
+        if args:
+            names = list(inspect.signature(type(self).native.forward).parameters)[1:]
+            kwargs |= dict(zip(names, args, strict=False))
         if self.get_decoder().victor.enabled:
             if kwargs.get("input_ids") is None:
                 raise ValueError(
@@ -1067,18 +1068,24 @@ def write_indexes(folder: Path, base: Iterable[str]) -> None:
         folder: Holds the weights.
         base: Names of the base's files; any other file is none of the model's.
     """
-    headers = {name: read_header(folder / name) for name in (*base, WEIGHTS)}
-    for index, files in ((BASE_INDEX, set(headers) - {WEIGHTS}), (INDEX, set(headers))):
-        tensors = {
-            name: (file, entry) for file in sorted(files) for name, entry in headers[file].items()
-        }
-        offsets = [entry["data_offsets"] for _, entry in tensors.values()]
-        content = {
-            "metadata": {"total_size": sum(stop - start for start, stop in offsets)},
-            "weight_map": {name: tensors[name][0] for name in sorted(tensors)},
-        }
-        text = json.dumps(content, indent=2) + "\n"
-        (folder / index).write_text(text, encoding="utf-8")
+    base = sorted(base)
+    write_index(folder / BASE_INDEX, base)
+    write_index(folder / INDEX, sorted([*base, WEIGHTS]))
+
+
+def write_index(index: Path, files: Iterable[str]) -> None:
+    """Write which tensor is in which of the files beside the index."""
+    tensors = {
+        name: (file, entry)
+        for file in files
+        for name, entry in read_header(index.parent / file).items()
+    }
+    offsets = [entry["data_offsets"] for _, entry in tensors.values()]
+    content = {
+        "metadata": {"total_size": sum(stop - start for start, stop in offsets)},
+        "weight_map": {name: tensors[name][0] for name in sorted(tensors)},
+    }
+    index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def write_config(folder: Path, settings: dict[str, Any], native: str, ours: str) -> None:

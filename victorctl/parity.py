@@ -16,7 +16,7 @@ from victorctl.data.batches import to_model
 from victorctl.data.scenes import scene
 from victorctl.errors import CheckFailed, VictorError
 from victorctl.families import OTHER_BACKBONE, Family
-from victorctl.features import see, taken
+from victorctl.features import see, seeing_config, taken
 from victorctl.modeling_victor import VictorText, mix
 
 WORDS = 24  # text tokens of the probe
@@ -46,12 +46,7 @@ def native_model(  # noqa: PLR0913
     Raises:
         VictorError: If a tensor is missing or has no place in the model.
     """
-    config = load_config(folder)
-    if seeing:
-        text = config.get_text_config()
-        text.num_hidden_layers = 1
-        if getattr(text, "layer_types", None):
-            text.layer_types = text.layer_types[:1]
+    config = seeing_config(load_config(folder)) if seeing else load_config(folder)
     with quiet_loading():
         model, report = getattr(transformers, family.native).from_pretrained(
             folder,

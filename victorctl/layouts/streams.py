@@ -1,8 +1,7 @@
 """Translated weights: planned from headers, and written in one pass over the original's files."""
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -18,6 +17,7 @@ from victorctl.errors import CheckFailed, VictorError
 from victorctl.layouts import files
 from victorctl.layouts.lora import Adapter
 from victorctl.layouts.names import EMBEDDINGS, HEAD, TOWER, Rename, check_complete
+from victorctl.modeling_victor import write_index
 from victorctl.sources import BASE_INDEX, BASE_WEIGHTS
 from victorctl.weights import Advance, Entry
 
@@ -179,18 +179,8 @@ def write(found: Weights, folder: Path, cast: str | None, advance: Advance) -> W
     if found.adapter is not None:
         file = found.adapter.store.file
         written.originals[file.name] = weights.sha256(file)
-    _write_index(folder, written.files)
+    write_index(folder / BASE_INDEX, written.files)  # without it transformers finds no shard
     return written
-
-
-def _write_index(folder: Path, names: Iterable[str]) -> None:
-    """Say which tensor is in which file, without which transformers finds no shard."""
-    entries = [(name, entry) for name in names for entry in weights.read_entries(folder / name)]
-    content = {
-        "metadata": {"total_size": sum(entry.stop - entry.start for _, entry in entries)},
-        "weight_map": {entry.name: name for name, entry in entries},
-    }
-    (folder / BASE_INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 class _Writer:
