@@ -160,17 +160,15 @@ def test_the_chat_template_is_that_which_the_language_model_was_taught(text, tau
     assert prompt == PROMPTS[text, taught]
 
 
-def test_only_what_the_assistant_says_is_learned():
-    tokenizer = originals.tokenizer()
-    for name in ("VICUNA", "MISTRAL", "QWEN", "HERMES", "LLAMA3", "GEMMA"):
-        template = getattr(prompts, name)
-        found = tokenizer.apply_chat_template(
-            CHAT, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
-        )
-        learned = [
-            token
-            for token, mask in zip(found["input_ids"], found["assistant_masks"], strict=True)
-            if mask
-        ]
-        assert tokenizer.decode(learned).startswith("a cat")
-        assert len(learned) in (2, 3)
+@pytest.mark.parametrize("name", ["VICUNA", "MISTRAL", "QWEN", "HERMES", "LLAMA3", "GEMMA"])
+def test_only_what_the_assistant_says_is_learned(name):
+    tokenizer = originals.tokenizer()  # has no token for space, where the oldest transformers errs
+    found = tokenizer.apply_chat_template(
+        CHAT,
+        chat_template=getattr(prompts, name),
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    told = zip(found["input_ids"], found["assistant_masks"], strict=True)
+    learned = [token for token, mask in told if mask]
+    assert tokenizer.decode(learned) == ("a cat </s>" if name == "MISTRAL" else "a cat")

@@ -28,16 +28,23 @@ _VIDEOS = (
 )
 
 
-def _texts(before: str, after: str) -> str:
-    """Write all texts of a message, of which the assistant's are what a model learns."""
-    text = f"{{{{ {before!r} + part['text'] + {after!r} }}}}"
+def _texts(before: str = "", end: str = "", after: str = "") -> str:
+    """Write all texts of a message.
+
+    Args:
+        before: Written before each.
+        end: Token that ends it: the assistant's texts, with it, are what a model learns.
+        after: Written after each. Space has no token of its own everywhere, and is not learned.
+    """
+    text = f"{{{{ part['text'] + {end!r} }}}}"
     return (
         "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}"
-        "{% if message['role'] == 'assistant' %}{% generation %}"
+        + f"{{{{ {before!r} }}}}"
+        + "{% if message['role'] == 'assistant' %}{% generation %}"
         + text
         + "{% endgeneration %}{% else %}"
         + text
-        + "{% endif %}{% endfor %}"
+        + f"{{% endif %}}{{{{ {after!r} }}}}{{% endfor %}}"
     )
 
 
@@ -54,7 +61,7 @@ def _template(message: str, prompt: str) -> str:
 def _chatml(end: str) -> str:
     begin = "{{ '<|im_start|>' + message['role'] + '\\n' }}"
     return _template(
-        begin + _IMAGES + _VIDEOS + _texts("", "") + f"{{{{ {end!r} }}}}",
+        begin + _IMAGES + _VIDEOS + _texts() + f"{{{{ {end!r} }}}}",
         "<|im_start|>assistant\n",
     )
 
@@ -62,7 +69,7 @@ def _chatml(end: str) -> str:
 VICUNA = _template(
     "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
     + _IMAGES
-    + _texts("", " "),
+    + _texts(after=" "),
     "ASSISTANT:",
 )
 MISTRAL = _template(
@@ -70,7 +77,7 @@ MISTRAL = _template(
     "+ '\\n<</SYS>>\\n\\n' }}"
     "{% elif message['role'] == 'user' %}{{ '[INST] ' }}"
     + _IMAGES
-    + _texts("", "")
+    + _texts()
     + "{{ ' [/INST]' }}{% else %}"
     + _texts(" ", "</s>")
     + "{% endif %}",
@@ -79,14 +86,14 @@ MISTRAL = _template(
 LLAMA3 = _template(
     "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
     + _IMAGES
-    + _texts("", "")
+    + _texts()
     + "{{ '<|eot_id|>' }}",
     "<|start_header_id|>assistant<|end_header_id|>\n\n",
 )
 GEMMA = _template(  # it knows no system
     "{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\\n' }}"
     + _IMAGES
-    + _texts("", "")
+    + _texts()
     + "{{ '<end_of_turn>\\n' }}",
     "<start_of_turn>model\n",
 )
