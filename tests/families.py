@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PreTrainedModel
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+from transformers.utils import is_timm_available
 
 from tests.converting import run
 from tests.modeling.laws import ONE_SAMPLE
@@ -53,6 +54,11 @@ def large(number: int) -> dict[str, Tensor]:
 def tiles(number: int) -> dict[str, Tensor]:
     """Draw a picture of one or two tiles."""
     return {"pixel_values": noise(number, 1 + number % 2, 3, 32, 32)}
+
+
+def stacked(number: int) -> dict[str, Tensor]:
+    """Draw a picture of two tiles, in a dimension of their own."""
+    return {"pixel_values": noise(number, 1, 2, 3, 32, 32)}
 
 
 def any_size(number: int) -> dict[str, Tensor]:
@@ -110,6 +116,17 @@ FAMILIES = {
         tiles,
         apart=True,
     ),
+    "fast_vlm": Tiny(
+        "qwen2",
+        {
+            "image_token_index": IMAGE,
+            "vision_config": {
+                **{"model_type": "timm_wrapper", "architecture": "fastvit_mci3", "hidden_size": 64},
+                "model_args": {"layers": [1] * 5, "embed_dims": [8, 16, 16, 32, 32]},
+            },
+        },
+        large,
+    ),
     "got_ocr2": Tiny(
         "qwen2",
         {
@@ -151,6 +168,23 @@ FAMILIES = {
         sized,
         rows=2,
     ),
+    "perception_lm": Tiny(
+        "llama",
+        {
+            **{"image_token_id": IMAGE, "video_token_id": VIDEO, "projector_pooling_ratio": 2},
+            "vision_config": {
+                "model_type": "timm_wrapper",
+                "architecture": "vit_pe_core_large_patch14_336",
+                "model_args": {
+                    **{"embed_dim": 32, "depth": 2, "num_heads": 4, "img_size": [32, 32]},
+                    **{"patch_size": 8, "global_pool": "", "use_post_transformer_norm": False},
+                    **{"init_values": 0.1, "ref_feat_shape": [4, 4]},
+                },
+            },
+        },
+        stacked,
+        video,
+    ),
     "smolvlm": Tiny(
         "llama",
         {
@@ -162,6 +196,12 @@ FAMILIES = {
     ),
 }
 """By model type; what a family's own defaults make too large is small."""
+TIMM = [
+    name
+    for name, tiny in FAMILIES.items()
+    if tiny.config["vision_config"].get("model_type") == "timm_wrapper"
+]
+"""Families whose towers need timm."""
 
 
 def tiny_family(name: str) -> PreTrainedModel:
@@ -189,7 +229,11 @@ def drawn(model: PreTrainedModel, name: str) -> dict[str, Tensor]:
                 if name in ONE_SAMPLE
                 else pixels
             )
-            features = getattr(model.model, f"get_{modality}_features")(**seen, return_dict=True)
+            encode = getattr(model.model, f"get_{modality}_features", None)
+            if encode is None:
+                encode = model.model.get_image_features
+                seen = {"pixel_values": seen["pixel_values_videos"]}
+            features = encode(**seen, return_dict=True)
             count = sum(feature[..., 0].numel() for feature in features.pooler_output)
             pieces = len(pixels["pixel_values"]) if tiny.apart else tiny.rows
             rows = [[token] * (count // pieces)] * pieces
@@ -232,5 +276,5 @@ def make(place: Path, name: str) -> Path:
 
 
 if __name__ == "__main__":
-    for each in FAMILIES:
+    for each in FAMILIES.keys() - (set() if is_timm_available() else set(TIMM)):
         make(Path(sys.argv[1]) / each, each)

@@ -215,10 +215,14 @@ def prefills(found: dict[str, Any]) -> str:
             *(f"{1000 * row['seconds'][who]:,.0f} ms" for who in ("native", "victor")),
             times(row["speedup"]),
             f"{row['share_of_bound']:.2f}",
+            f"{row['rate_of_few_rows']:.2f}",
         )
         for row in found["rows"]
     ]
-    head = ("number format", "prompts at once", "native", "Victor", "times as fast", "of the bound")
+    head = (
+        *("number format", "prompts at once", "native", "Victor", "times as fast", "of the bound"),
+        "rate of few rows",
+    )
     bound = found["flops"]["base"] / found["flops"]["victor"]
     return (
         f"Prefill of {found['visual_tokens']} visual and {found['text_tokens']} other tokens, "

@@ -2,7 +2,7 @@
 
 import fnmatch
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
@@ -70,6 +70,11 @@ def refusing_values(place: object) -> Iterator[None]:
     """
     try:
         yield
+    except ImportError as error:  # towers of timm, there is none without it
+        raise VictorError(
+            f"{place}: the model needs a package that is not here ({_in_short(error)})",
+            fix="pip install 'victorctl[timm]'",
+        ) from error
     except (ArithmeticError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise VictorError(
             f"{place}: transformers cannot read it ({_in_short(error)})",
@@ -190,6 +195,29 @@ def weight_map(index: Path, suffix: str = ".safetensors") -> dict[str, str]:
             problem = f"{index}: shard {name!r} is no {suffix.removeprefix('.')} file"
             raise VictorError(problem, fix="use another copy of the model")
     return found
+
+
+def check_index(
+    place: object, promised: Mapping[str, str], shards: Mapping[str, Iterable[weights.Entry]]
+) -> None:
+    """Refuse an index that says something else than its shards.
+
+    Args:
+        place: The model, for the error.
+        promised: What `weight_map` gives.
+        shards: By file name, the tensors that are in it.
+
+    Raises:
+        VictorError: If a tensor is in no shard, in another, or in one and not in the index.
+    """
+    found = [(entry.name, shard) for shard, entries in shards.items() for entry in entries]
+    if lost := promised.keys() - dict(found).keys():
+        problem = f"{len(lost)} tensors are in no shard, such as {min(lost)}"
+        raise VictorError(f"{place}: {problem}", fix=weights.AGAIN)
+    for name, shard in found:
+        if promised.get(name) != shard:
+            problem = f"tensor {name} is in {shard}, and the index says {promised.get(name)}"
+            raise VictorError(f"{place}: {problem}", fix=weights.AGAIN)
 
 
 def has_processor(folder: Path) -> bool:

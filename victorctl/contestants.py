@@ -12,8 +12,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from victorctl import checkpoint, lineage
 from victorctl.answering import Contestant, Greedy
 from victorctl.errors import VictorError
-from victorctl.families import family_of
-from victorctl.layouts.recognise import is_original
+from victorctl.families import family_of, is_original
 from victorctl.methods import FLOOR, method
 from victorctl.methods.base import Method
 from victorctl.recipe import Recipe, Run

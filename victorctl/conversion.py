@@ -1,6 +1,6 @@
 """What a conversion will make: every setting resolved and checked against the source."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import transformers
 
 from victorctl import cost, weights
 from victorctl.checkpoint import (
+    check_index,
     check_plain,
     has_chat_template,
     has_processor,
@@ -20,11 +21,10 @@ from victorctl.checkpoint import (
     weight_map,
 )
 from victorctl.errors import VictorError
-from victorctl.families import Family, backbone_of, check_backbone, family_of
+from victorctl.families import Family, backbone_of, check_backbone, family_of, is_original
 from victorctl.features import count_visual_tokens
 from victorctl.folders import check_space, on_one_disk
 from victorctl.layouts.aspect import check_can_pad
-from victorctl.layouts.recognise import is_original
 from victorctl.layouts.streams import Weights
 from victorctl.layouts.translation import Translation, translate
 from victorctl.lineage import read_lineage
@@ -225,7 +225,8 @@ def check_files(plan: Plan, run: Run) -> Files:
     paths = weight_files(folder)
     shards = {path.name: weights.read_entries(path) for path in paths}
     entries = [entry for found in shards.values() for entry in found]
-    _check_index(plan, shards)
+    if len(shards) > 1:
+        check_index(plan.source.name, weight_map(plan.source.folder / BASE_INDEX), shards)
     formats = _formats(plan, entries)
     _check_numbers(plan, entries)
     files = Files(paths, *formats)
@@ -236,19 +237,6 @@ def check_files(plan: Plan, run: Run) -> Files:
         )
     _check_room(files, run, link=settings.link)
     return files
-
-
-def _check_index(plan: Plan, shards: Mapping[str, Sequence[weights.Entry]]) -> None:
-    """Refuse an index that says something else than its shards."""
-    found = [(entry.name, shard) for shard, entries in shards.items() for entry in entries]
-    promised = weight_map(plan.source.folder / BASE_INDEX) if len(shards) > 1 else dict(found)
-    if lost := promised.keys() - dict(found).keys():
-        problem = f"{len(lost)} tensors are in no shard, such as {min(lost)}"
-        raise VictorError(f"{plan.source.name}: {problem}", fix=weights.AGAIN)
-    for name, shard in found:
-        if promised.get(name) != shard:
-            problem = f"tensor {name} is in {shard}, and the index says {promised.get(name)}"
-            raise VictorError(f"{plan.source.name}: {problem}", fix=weights.AGAIN)
 
 
 def _check_numbers(plan: Plan, entries: Sequence[weights.Entry]) -> None:

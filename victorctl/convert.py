@@ -111,7 +111,7 @@ def convert(source: str, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         check_outside(run.out, read.folder)
     proof = {"hashes_equal": None, "max_logit_difference": None}
     intact = True if recipe.convert.dtype == "auto" else None
-    here = all(read.commit is None for read in plan.read)
+    here = all(read.is_here for read in plan.read)
     if here or not run.dry_run:
         if not run.dry_run:
             remove_leftovers(run.out)

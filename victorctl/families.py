@@ -1,5 +1,6 @@
 """The tables of model families that can be converted, and of text models that were tried."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +79,12 @@ FAMILIES = (
         "registers for every tile",
     ),
     Family(
+        "fast_vlm",
+        "FastVlmForConditionalGeneration",
+        "VictorFastVlm",
+        "pictures of one size; its tower needs timm",
+    ),
+    Family(
         "got_ocr2",
         "GotOcr2ForConditionalGeneration",
         "VictorGotOcr2",
@@ -102,6 +109,12 @@ FAMILIES = (
         "pictures of any size; the tokens that end their rows stay",
     ),
     Family(
+        "perception_lm",
+        "PerceptionLMForConditionalGeneration",
+        "VictorPerceptionLM",
+        "pictures and videos, one set of registers for all tiles or frames; its tower needs timm",
+    ),
+    Family(
         "smolvlm",
         "SmolVLMForConditionalGeneration",
         "VictorSmolVLM",
@@ -109,6 +122,9 @@ FAMILIES = (
     ),
 )
 
+
+MARKS = ("mm_vision_tower", "mm_projector_type", "mm_hidden_size")  # of LLaVA's original layout
+OWN = re.compile(r"Llava\w+ForCausalLM")  # its classes
 
 BOTH_WAYS = "visual tokens of an image see each other both ways, and registers would not"
 CROSS = "pictures enter by cross-attention: there are no visual tokens to drop"
@@ -217,6 +233,19 @@ def check_backbone(model_type: str, place: object) -> None:
         )
 
 
+def is_original(config: Mapping[str, Any]) -> bool:
+    """Say whether a `config.json` is of LLaVA's original layout; old ones say `llava`, too."""
+    named = any(OWN.fullmatch(name) for name in architectures(config) or ())
+    return "text_config" not in config and (named or any(key in config for key in MARKS))
+
+
+def architectures(config: Mapping[str, Any]) -> list[str] | None:
+    """List the classes that a model is said to be of; None where that is no list of names."""
+    listed = config.get("architectures") or []
+    whole = isinstance(listed, list) and all(isinstance(name, str) for name in listed)
+    return listed if whole else None
+
+
 def family_of(config: Mapping[str, Any], place: object) -> Family:
     """Find the family of a `config.json`.
 
@@ -229,7 +258,7 @@ def family_of(config: Mapping[str, Any], place: object) -> Family:
     """
     kind = config.get("model_type")
     known = ", ".join(family.model_type for family in FAMILIES)
-    if "mm_vision_tower" in config:
+    if is_original(config):
         raise VictorError(
             f"{place}: this is LLaVA's original layout, which only convert and inspect read",
             fix=f"victorctl convert {place} --out FOLDER",

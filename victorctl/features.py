@@ -16,6 +16,8 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from victorctl.data.batches import to_model
 
+ANY_SIDE = 256  # in pixels, of random pictures for towers that name no size
+
 
 def see(model: PreTrainedModel, pixels: Mapping[str, Tensor]) -> Any:
     """Run vision tower and projector.
@@ -40,17 +42,26 @@ def noise(model: PreTrainedModel, picture: tuple[int, int] | None = None) -> dic
             tiles by its configuration there are as many as the size needs; else it changes nothing.
     """
     vision = model.config.vision_config
-    side = vision.image_size
-    tile = tuple(side) if isinstance(side, list | tuple) else (side, side)
+    tile = _tile(vision)
     picture = picture or tile
     sizes = [1, getattr(vision, "num_channels", 3), *tile]
     if grid := getattr(model.config, "image_grid_pinpoints", None):
         sizes.insert(1, image_size_to_num_patches(list(picture), grid, tile[0]))
     elif "pixel_attention_mask" in inspect.signature(model.forward).parameters:  # samples first
         sizes.insert(0, 1)
+    elif model.config.model_type == "perception_lm":  # tiles second
+        sizes.insert(1, 1)
     pixels = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
     made = {"pixel_values": pixels, "image_sizes": torch.tensor([picture])}
     return {name: made[name] for name in taken(model.get_image_features, made)}
+
+
+def _tile(vision: PreTrainedConfig) -> tuple[int, int]:
+    """Find the height and width in pixels of what a tower sees at once."""
+    side = getattr(vision, "image_size", None)
+    if side is None:  # a tower of timm; some take any size
+        side = (getattr(vision, "model_args", None) or {}).get("img_size", ANY_SIDE)
+    return tuple(side) if isinstance(side, list | tuple) else (side, side)
 
 
 def seeing_config(config: PreTrainedConfig) -> PreTrainedConfig:

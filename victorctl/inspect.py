@@ -21,9 +21,8 @@ from victorctl.conversion import default_drop_layer
 from victorctl.data.batches import process
 from victorctl.data.conversations import Row
 from victorctl.errors import VictorError
-from victorctl.families import Family, family_of
+from victorctl.families import Family, family_of, is_original
 from victorctl.features import count_visual_tokens
-from victorctl.layouts.recognise import is_original
 from victorctl.layouts.translation import Translation, translate
 from victorctl.lineage import read_lineage
 from victorctl.modeling_victor import WEIGHTS
@@ -101,7 +100,7 @@ def _name(dtype: object) -> str | None:
 
 def _count_numbers(source: Source) -> Counter[str]:
     """Count the base's parameters by number format, from the headers of its files."""
-    if source.commit is not None:
+    if not source.is_here:
         return _count_on_hub(source)
     numbers: Counter[str] = Counter()
     for file in weight_files(source.folder):
@@ -132,14 +131,14 @@ def _count_on_hub(source: Source) -> Counter[str]:
 def _describe(source: Source, settings: dict[str, Any]) -> dict[str, Any]:
     """Tell the settings, what they added, and how the folder came about."""
     file = source.folder / WEIGHTS
-    here = source.commit is None or file.is_file()  # of a Hub id it is not fetched
+    here = source.is_here or file.is_file()  # of a Hub id it is not fetched
     added = sum(entry.count for entry in weights.read_entries(file)) if here else None
     stages = read_lineage(source.folder)["stages"]
     return {
         **settings,
         "parameters": added,
         "base_intact": stages[-1]["base_intact"] if stages else None,
-        "code_current": shipped_code_intact(source.folder) if source.commit is None else None,
+        "code_current": shipped_code_intact(source.folder) if source.is_here else None,
         "lineage": stages,
     }
 

@@ -1002,7 +1002,9 @@ class VictorModel(Mixed):
         features = {**(given.get("mm_encoder_outputs") or {})}
         for name, modality in MODALITIES.items():
             if given.get(modality.pixels) is not None and len(given[modality.pixels]) > 0:
-                encode = getattr(self, f"get_{name}_features")
+                encode = getattr(self, f"get_{name}_features", None)
+                if encode is None:  # frames are read as the tiles of a picture
+                    encode, given["pixel_values"] = self.get_image_features, given[modality.pixels]
                 takes = inspect.signature(encode).parameters.keys() & given.keys() - {"kwargs"}
                 chosen = {key: given[key] for key in takes if given[key] is not None}
                 features[name] = encode(**chosen, return_dict=True)
@@ -1399,12 +1401,16 @@ FAMILIES = {
     "VictorLlavaNextVideo": Family("LlavaNextVideoForConditionalGeneration"),
     "VictorLlavaOnevision": Family("LlavaOnevisionForConditionalGeneration"),
     "VictorVideoLlava": Family("VideoLlavaForConditionalGeneration", by_runs=("video",)),
+    "VictorFastVlm": Family("FastVlmForConditionalGeneration"),
     "VictorGotOcr2": Family("GotOcr2ForConditionalGeneration", by_runs=("image",)),
     "VictorInternVL": Family("InternVLForConditionalGeneration", by_runs=("image",)),
     "VictorMistral3": Family("Mistral3ForConditionalGeneration"),
     "VictorAyaVision": Family("AyaVisionForConditionalGeneration", by_runs=("image",)),
     "VictorCohere2Vision": Family("Cohere2VisionForConditionalGeneration", by_runs=("image",)),
     "VictorIdefics3": Family("Idefics3ForConditionalGeneration", by_runs=("image",)),
+    "VictorPerceptionLM": Family(
+        "PerceptionLMForConditionalGeneration", by_runs=("image", "video")
+    ),
     "VictorSmolVLM": Family("SmolVLMForConditionalGeneration", by_runs=("image",)),
 }
 """By the name of the class in this file."""

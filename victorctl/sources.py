@@ -52,6 +52,11 @@ class Source:
     commit: str | None
     """Of a Hub id."""
 
+    @property
+    def is_here(self) -> bool:
+        """Whether nothing need be fetched."""
+        return self.commit is None
+
 
 def open_source(source: str, *, revision: str | None = None) -> Source:
     """Find a folder, or fetch the small files of a Hub id; "demo" is the model that comes along.
@@ -84,14 +89,14 @@ def open_source(source: str, *, revision: str | None = None) -> Source:
 
 def fetch_weights(source: Source, files: Sequence[str]) -> None:
     """Fetch weight files of a Hub id; a folder has its files."""
-    if source.commit is not None:
+    if not source.is_here:
         _fetch(source.name, source.commit, files)
 
 
 def file_names(source: Source) -> set[str]:
     """List the files of a model, of a Hub id also those that were not fetched."""
     here = {path.name for path in source.folder.iterdir()}
-    if source.commit is None:
+    if source.is_here:
         return here
     from huggingface_hub import HfApi, errors
 

@@ -141,7 +141,7 @@ def copy_file(source: Path, target: Path, *, link: bool, advance: Advance) -> st
     digest = hashlib.sha256()
     linked = link and _hard_link(source, target)
     with nullcontext() if linked else target.open("wb") as out:
-        for entry, data in _chunks(source):
+        for entry, data in chunks(source):
             if entry is not None:
                 check_finite(data, entry, source)
             digest.update(data)
@@ -173,7 +173,7 @@ def cast_file(source: Path, target: Path, *, dtype: str, advance: Advance) -> st
         tensors.append((entry.name, dtype if known else entry.dtype, entry.shape, length))
     with target.open("wb") as out:
         out.write(encoded_header(tensors))
-        for entry, data in _chunks(source):
+        for entry, data in chunks(source):
             digest.update(data)
             if entry is not None:
                 check_finite(data, entry, source)
@@ -204,7 +204,7 @@ def rewrite_file(
     """
     digest = hashlib.sha256()
     with target.open("wb") as out:
-        for entry, pieces in groupby(_chunks(source), itemgetter(0)):
+        for entry, pieces in groupby(chunks(source), itemgetter(0)):
             parts = (data for _, data in pieces)
             if entry is not None and entry.name in change:
                 old = to_tensor(b"".join(parts), entry.dtype).view(entry.shape)
@@ -294,14 +294,22 @@ def _numbers(data: bytes, dtype: str) -> np.ndarray:
     return np.frombuffer(data, np.dtype(NAMES[dtype])).astype(np.float32)
 
 
-def _chunks(file: Path) -> Iterator[tuple[Entry | None, bytes]]:
-    """Read a whole file: its header as one piece, then every tensor in pieces of whole numbers."""
+def chunks(
+    file: Path, step: Callable[[Entry], int] = lambda _: CHUNK
+) -> Iterator[tuple[Entry | None, bytes]]:
+    """Read a whole file: its header as one piece, with None, then every tensor in pieces.
+
+    Args:
+        file: A safetensors file.
+        step: Bytes of a piece of a tensor; whole numbers.
+    """
     entries = read_entries(file)
     with file.open("rb") as stream:
         yield None, stream.read(entries[0].start if entries else file.stat().st_size)
         for entry in entries:
-            for start in range(entry.start, entry.stop, CHUNK):
-                yield entry, stream.read(min(CHUNK, entry.stop - start))
+            length = step(entry)
+            for start in range(entry.start, entry.stop, length):
+                yield entry, stream.read(min(length, entry.stop - start))
 
 
 def check_finite(data: bytes, entry: Entry, file: Path, when: str = "") -> None:

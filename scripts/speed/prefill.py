@@ -115,6 +115,28 @@ def bound(width: int) -> dict[str, int]:
     }
 
 
+def few_rows(width: int, dtype: torch.dtype, batch: int, repeats: int) -> float:
+    """Measure how fast the products of late layers run beside those of the base's.
+
+    Returns:
+        FLOPs per second of a matrix product with as many rows as Victor's late layers have tokens,
+        over those of one with as many as the base has: less than one where few rows cost more each.
+    """
+    rows = {"base": VISUAL + TEXT, "victor": TEXT + REGISTERS}
+    matrix = torch.nn.Linear(width, width * 11008 // 4096, bias=False).to(dtype)
+    given = {name: torch.randn(batch * count, width).to(dtype) for name, count in rows.items()}
+
+    @torch.inference_mode()
+    def multiply(name: str) -> None:
+        for _ in range(20 * rows["base"] // rows[name]):
+            matrix(given[name])
+
+    runs = {name: partial(multiply, name) for name in rows}
+    seconds = by_turns(runs, repeats=3 * repeats, device=torch.device("cpu"))
+    done = {name: count * (20 * rows["base"] // count) for name, count in rows.items()}
+    return (done["victor"] / seconds["victor"]) / (done["base"] / seconds["base"])
+
+
 def measure(width: int, repeats: int) -> list[dict[str, Any]]:
     """Time every case; speed-ups are over the faster of the two ways to be the base."""
     flops = bound(width)
@@ -134,6 +156,7 @@ def measure(width: int, repeats: int) -> list[dict[str, Any]]:
             speedup = min(seconds["native"], seconds["unconverted"]) / seconds["victor"]
             row = {"dtype": name, "batch_size": batch, "seconds": seconds}
             row |= {"speedup": speedup, "bound": ratio, "share_of_bound": speedup / ratio}
+            row["rate_of_few_rows"] = few_rows(width, dtype, batch, repeats)
             print(json.dumps(row), flush=True)
             rows.append(row)
     return rows

@@ -1,6 +1,7 @@
 """Every family that is said to be tested obeys every law."""
 
 import pytest
+from transformers.utils import is_timm_available
 
 from tests import families
 from tests.modeling import laws
@@ -8,8 +9,13 @@ from victorctl import modeling_victor
 from victorctl.families import FAMILIES
 
 AT_ONCE = ("llava_onevision", "idefics3")  # several sizes, videos; tiles with text between
+WITHOUT_TIMM = pytest.mark.skipif(not is_timm_available(), reason="its tower needs timm")
 NAMES = [
-    name if name in AT_ONCE else pytest.param(name, marks=pytest.mark.slow)
+    name
+    if name in AT_ONCE
+    else pytest.param(
+        name, marks=[pytest.mark.slow, *([WITHOUT_TIMM] if name in families.TIMM else [])]
+    )
     for name in families.FAMILIES
 ]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from victorctl import weights
-from victorctl.checkpoint import weight_map
+from victorctl.checkpoint import check_index, weight_map
 from victorctl.errors import VictorError
 from victorctl.sources import BASE_INDEX, BASE_WEIGHTS, BIN_INDEX
 from victorctl.weights import AGAIN, CHUNK, Entry
@@ -53,19 +53,10 @@ def find(folder: Path) -> list[Path]:
                 f"{folder}: shard {path.name} is missing, and the index names it",
                 fix="download the missing shard into the folder",
             )
-    _check_promises(folder, paths)
+    shards = {path.name: entries(path) for path in paths}
+    index = BIN_INDEX if names[0].endswith(".bin") else BASE_INDEX
+    check_index(folder, weight_map(folder / index, Path(names[0]).suffix), shards)
     return paths
-
-
-def _check_promises(folder: Path, paths: list[Path]) -> None:
-    """Hold an index to what it says is in each shard."""
-    index, suffix = (
-        (BASE_INDEX, ".safetensors") if paths[0].suffix != ".bin" else (BIN_INDEX, ".bin")
-    )
-    found = {(entry.name, path.name) for path in paths for entry in entries(path)}
-    if lost := set(weight_map(folder / index, suffix).items()) - found:
-        name, file = min(lost)
-        raise VictorError(f"{folder / index}: {file} does not hold tensor {name}", fix=AGAIN)
 
 
 def entries(file: Path) -> list[Entry]:
@@ -130,13 +121,7 @@ def pieces(
     if file.suffix == ".bin":
         yield from _pieces_of_pickle(file, names, rowwise)
         return
-    listed = weights.read_entries(file)
-    with file.open("rb") as stream:
-        yield None, stream.read(listed[0].start if listed else file.stat().st_size)
-        for entry in listed:
-            step = _step(entry, entry.name in rowwise)
-            for start in range(entry.start, entry.stop, step):
-                yield entry, stream.read(min(step, entry.stop - start))
+    yield from weights.chunks(file, lambda entry: _step(entry, entry.name in rowwise))
 
 
 def _pieces_of_pickle(

@@ -5,11 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from victorctl.errors import VictorError
+from victorctl.families import architectures
 from victorctl.layouts import files
 from victorctl.sources import ADAPTER, BASE_INDEX, BASE_WEIGHTS, BIN_INDEX, Source, file_names
 
-MARKS = ("mm_vision_tower", "mm_projector_type", "mm_hidden_size")
-OWN = re.compile(r"Llava\w+ForCausalLM")
 ARCHITECTURE = re.compile(r"(?:Llava)?(\w+?)ForCausalLM")
 BACKBONES = {
     "gemma": "gemma",
@@ -23,19 +22,6 @@ BACKBONES = {
 """By the name in the architecture, in lower case: model types of transformers."""
 
 Kind = Literal["original", "original-lora", "original-projector"]
-
-
-def is_original(config: Mapping[str, Any]) -> bool:
-    """Say whether a `config.json` is of an original layout; old ones say `llava`, too."""
-    named = any(OWN.fullmatch(name) for name in _architectures(config) or ())
-    return "text_config" not in config and (named or any(key in config for key in MARKS))
-
-
-def _architectures(config: Mapping[str, Any]) -> list[str] | None:
-    """List the classes that a model is said to be of; None where that is no list of names."""
-    listed = config.get("architectures") or []
-    whole = isinstance(listed, list) and all(isinstance(name, str) for name in listed)
-    return listed if whole else None
 
 
 def kind_of(source: Source) -> Kind:
@@ -54,7 +40,7 @@ def text_type(config: Mapping[str, Any], place: str) -> str:
     Raises:
         VictorError: If it is none that LLaVA was built on, or MPT.
     """
-    match = ARCHITECTURE.fullmatch((_architectures(config) or [""])[0])
+    match = ARCHITECTURE.fullmatch((architectures(config) or [""])[0])
     word = match[1] if match else str(config.get("model_type")).removeprefix("llava_")
     word = "llama" if word.lower() == "llava" else word
     if found := BACKBONES.get(word.lower()):
@@ -101,7 +87,7 @@ REFUSALS: tuple[tuple[Callable[[Mapping[str, Any], str], bool], str, str], ...] 
         "use a model that is whole, such as liuhaotian/llava-v1.5-7b",
     ),
     (
-        lambda config, _place: _architectures(config) is None,
+        lambda config, _place: architectures(config) is None,
         "config.json: architectures {architectures} is no list of names",
         "use another copy of the model",
     ),

@@ -68,7 +68,7 @@ class Translation:
     @property
     def is_here(self) -> bool:
         """Whether nothing need be fetched."""
-        return all(source.commit is None for source in self.sources)
+        return all(source.is_here for source in self.sources)
 
     def weights(self) -> Weights:
         """Fetch the weights if need be, and plan what becomes of them, from headers alone.

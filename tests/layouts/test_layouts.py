@@ -53,13 +53,6 @@ HEAD = "language_model.lm_head.weight"
 WIDE = tiny_picture(1, (60, 30))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def towers():
-    with pytest.MonkeyPatch.context() as patch:
-        originals.know_tiny_towers(patch)
-        yield
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Convert a LLaVA 1.5 once as it is written in each way, with every check."""

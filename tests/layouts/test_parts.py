@@ -30,13 +30,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def towers():
-    with pytest.MonkeyPatch.context() as patch:
-        originals.know_tiny_towers(patch)
-        yield
-
-
 def assert_is(out, expected):
     """Hold a folder to a model in memory."""
     model, report = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)

@@ -22,13 +22,6 @@ from victorctl.layouts.configs import target_of
 WIDE = tiny_picture(1, (60, 30))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def towers():
-    with pytest.MonkeyPatch.context() as patch:
-        originals.know_tiny_towers(patch)
-        yield
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Convert a LLaVA 1.5 that pads."""

@@ -16,23 +16,6 @@ from victorctl.errors import CheckFailed, VictorError
 from victorctl.layouts import files, names, streams
 
 
-@pytest.fixture(scope="module", autouse=True)
-def towers():
-    with pytest.MonkeyPatch.context() as patch:
-        originals.know_tiny_towers(patch)
-        yield
-
-
-@pytest.fixture(scope="module")
-def model():
-    return originals.native()
-
-
-@pytest.fixture
-def llava(tmp_path, model):
-    return originals.write_original(tmp_path / "llava", model)
-
-
 @pytest.mark.parametrize("pickled", [False, True])
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_whatever_stops_it_leaves_nothing_and_the_next_run_works(
