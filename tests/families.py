@@ -122,10 +122,14 @@ FAMILIES = {
             "image_token_index": IMAGE,
             "vision_config": {
                 **{"model_type": "timm_wrapper", "architecture": "fastvit_mci3", "hidden_size": 64},
-                "model_args": {"layers": [1] * 5, "embed_dims": [8, 16, 16, 32, 32]},
+                "model_args": {
+                    **{"layers": [1, 1], "embed_dims": [8, 32], "mlp_ratios": [2, 2]},
+                    **{"se_downsamples": [False, False], "downsamples": [False, True]},
+                    **{"token_mixers": ["repmixer", "attention"], "pos_embs": [None, None]},
+                    "inference_mode": True,
+                },
             },
         },
-        large,
     ),
     "got_ocr2": Tiny(
         "qwen2",

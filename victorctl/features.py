@@ -29,8 +29,14 @@ def see(model: PreTrainedModel, pixels: Mapping[str, Tensor]) -> Any:
     Returns:
         The model's output; `pooler_output` holds the visual tokens of every picture or tile.
     """
-    given = {name: pixels[name] for name in taken(model.get_image_features, pixels)}
-    return model.get_image_features(**to_model(given, model), return_dict=True)
+    encode = _encode(model)
+    given = {name: pixels[name] for name in taken(encode, pixels)}
+    return encode(**to_model(given, model), return_dict=True)
+
+
+def _encode(model: PreTrainedModel) -> Callable[..., Any]:
+    """Find what sees pictures; where the whole model does not, as PerceptionLM's, its part does."""
+    return getattr(model, "get_image_features", None) or model.model.get_image_features
 
 
 def noise(model: PreTrainedModel, picture: tuple[int, int] | None = None) -> dict[str, Tensor]:
@@ -53,7 +59,7 @@ def noise(model: PreTrainedModel, picture: tuple[int, int] | None = None) -> dic
         sizes.insert(1, 1)
     pixels = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
     made = {"pixel_values": pixels, "image_sizes": torch.tensor([picture])}
-    return {name: made[name] for name in taken(model.get_image_features, made)}
+    return {name: made[name] for name in taken(_encode(model), made)}
 
 
 def _tile(vision: PreTrainedConfig) -> tuple[int, int]:
@@ -89,7 +95,7 @@ def count_visual_tokens(
     pixels = noise(model, picture)
     sizes = {name: value.tolist() for name, value in pixels.items() if name == "image_sizes"}
     try:
-        seen = model.get_image_features(
+        seen = _encode(model)(
             pixel_values=pixels["pixel_values"].to("meta"), **sizes, return_dict=True
         )
     except NotImplementedError:
