@@ -244,6 +244,14 @@ def test_a_damaged_folder_beside_a_model_is_nobodys_base(converted, changed, dam
     assert find_base(changed, model, QUIET).name == "parent"
 
 
+def test_a_model_that_nothing_says_the_origin_of_needs_its_base_named(converted):
+    (converted / "victor.json").unlink()
+    model = load_shipped(converted, QUIET)
+
+    with pytest.raises(VictorError, match=r"converted: no victor.json, .*\n  fix: add --base"):
+        find_base(converted, model, QUIET)
+
+
 def test_the_model_that_comes_along_is_a_base_wherever_a_model_of_it_lies(tmp_path):
     model = tmp_path / "model"
     convert("demo", recipe=settings(), run=dataclasses.replace(QUIET, out=model))

@@ -49,6 +49,32 @@ def test_a_folder_without_a_record_has_an_empty_lineage_and_an_unproved_base(tmp
     assert base_intact(tmp_path) is False
 
 
+@pytest.mark.parametrize(
+    "twist",
+    [
+        {"stages": 5},
+        {"stages": ["convert"]},
+        {"stages": [{"command": "convert"}]},
+        {"schema": "another"},
+        {"parent_sha256": None},
+        {"base_intact": "yes"},
+        {"source": "llava"},
+        {"settings": []},
+    ],
+)
+def test_a_record_that_is_none_is_refused(folder, twist):
+    note(folder)
+    record = json.loads((folder / "victor.json").read_text())
+    if "stages" in twist or "schema" in twist:
+        record = twist
+    else:
+        record["stages"][0] |= twist
+    (folder / "victor.json").write_text(json.dumps(record))
+
+    with pytest.raises(VictorError, match=r"victor.json: not a record of stages"):
+        read_lineage(folder)
+
+
 def test_every_stage_adds_an_entry_and_the_last_one_says_whether_the_base_is_intact(folder):
     own = note(folder, details={"source": {"name": "llava-hf/llava", "commit": "0" * 40}})
     assert base_intact(folder)

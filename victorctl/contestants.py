@@ -17,7 +17,7 @@ from victorctl.methods import FLOOR, method
 from victorctl.methods.base import Method
 from victorctl.recipe import Recipe, Run
 from victorctl.runtime import attention, resolve, say
-from victorctl.sources import DEMO, Source, fetch_weights, open_source
+from victorctl.sources import DEMO, LINEAGE, Source, fetch_weights, open_source
 
 MODEL, BASE = "model", "base"
 NO_BASE = "none"  # what --base says to leave the base out
@@ -209,7 +209,12 @@ def _find_parent(folder: Path) -> Source:
         VictorError: If it is in none of these places.
     """
     stages = lineage.read_lineage(folder)["stages"]
-    origin = stages[0].get("source", {}) if stages else {}
+    if not stages:
+        raise VictorError(
+            f"{folder}: no {LINEAGE}, so nothing says what the model was made from",
+            fix="add --base SOURCE with the model that was converted, or --base none",
+        )
+    origin = stages[0].get("source", {})
     beside = sorted(path for path in folder.resolve().parent.iterdir() if path.is_dir())
     for other in (*beside, *([DEMO] if origin.get("name") == "demo" else [])):
         with suppress(VictorError):  # what is damaged is somebody else's, and not the base

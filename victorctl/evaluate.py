@@ -200,7 +200,7 @@ def _settings(model: Path, field: Field, recipe: Recipe) -> dict[str, Any]:
     """Say what was measured, how and with what; of paths only the last part."""
     victor, device = field.model.config.victor, field.model.device
     trained = [
-        stage["settings"]["train"]["rung"]
+        stage["settings"].get("train", {}).get("rung")
         for stage in lineage.read_lineage(model)["stages"]
         if stage["command"] == "finetune"
     ]

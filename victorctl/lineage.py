@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from victorctl import weights
+from victorctl.errors import VictorError
 from victorctl.runtime import versions
 from victorctl.sources import LINEAGE, read_json
 
@@ -33,8 +34,28 @@ def hash_of(files: Mapping[str, str]) -> str:
 
 
 def read_lineage(folder: Path) -> dict[str, Any]:
-    """Read `victor.json`; an empty lineage where there is none."""
-    return read_json(folder / LINEAGE) or {"schema": SCHEMA, "stages": []}
+    """Read `victor.json`; an empty lineage where there is none.
+
+    Raises:
+        VictorError: If it is no such record.
+    """
+    found = read_json(folder / LINEAGE) or {"schema": SCHEMA, "stages": []}
+    stages = found.get("stages")
+    if not isinstance(stages, list) or not all(_is_stage(stage) for stage in stages):
+        raise VictorError(
+            f"{folder / LINEAGE}: not a record of stages as {SCHEMA} describes",
+            fix="copy the file anew from where the model came from",
+        )
+    return found
+
+
+def _is_stage(stage: Any) -> bool:
+    if not isinstance(stage, dict):
+        return False
+    texts = ("command", "parent_sha256", "weights_sha256")
+    named = all(isinstance(stage.get(key), str) for key in texts)
+    objects = all(isinstance(stage.get(key, {}), dict) for key in ("source", "settings"))
+    return named and objects and isinstance(stage.get("base_intact"), bool)
 
 
 def base_intact(folder: Path, base: Mapping[str, str] | None = None) -> bool:
