@@ -273,7 +273,7 @@ HOSTILE: dict[str, tuple[Twist, str]] = {
     "a tensor of nowhere": (mapped(haunted), "in no shard, such as ghost"),
     # the configuration
     "no type of model": (config(model_type=None), "names no model_type"),
-    "another model": (config(model_type="bert"), "is no LLaVA"),
+    "another model": (config(model_type="bert"), "is of no family that can be converted"),
     "no text model": (config(text_config=None), "config.json lacks text_config"),
     "another file of weights": (config(transformers_weights="x.bin"), "transformers_weights names"),
     "quantised": (config(quantization_config={"quant_method": "awq"}), "quantised"),

@@ -77,7 +77,7 @@ def broken(source, kind):
         return "llava: no weights"
     if kind == "another model":
         (source / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
-        return "llava: a model of type llama is no LLaVA"
+        return "llava: a model of type llama is of no family that can be converted"
     if kind == "no model":
         (source / "config.json").unlink()
         return r"llava: no config\.json, so this is no model folder"

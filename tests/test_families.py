@@ -40,12 +40,19 @@ def test_a_family_is_found_by_its_model_type():
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({"model_type": "bert", **PARTS}, "here: a model of type bert is no LLaVA\n  fix: use a"),
-        ({"model_type": "llama"}, "here: a model of type llama is no LLaVA\n  fix: use a"),
+        (
+            {"model_type": "bert", **PARTS},
+            "here: a model of type bert is of no family that can be converted\n  fix: use a",
+        ),
+        (
+            {"model_type": "llama"},
+            "here: a model of type llama is of no family that can be converted\n  fix: use a",
+        ),
         (
             {},
-            "here: config.json names no model_type\n  fix: use a model of type llava, vipllava, .*",
+            "here: config.json names no model_type\n  fix: use a model of a family that",
         ),
+        ({"model_type": ["llava"], **PARTS}, "here: config.json names no model_type"),
         ({"model_type": "llava"}, "here: config.json lacks text_config or vision_config"),
         (
             {"model_type": "llava", "mm_vision_tower": "openai/clip"},  # both names were in use

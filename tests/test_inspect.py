@@ -120,7 +120,9 @@ def test_a_damaged_shard_is_named(llava):
 
 def test_what_is_no_llava_is_refused(llava):
     (llava / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(VictorError, match="llava: a model of type bert is no LLaVA"):
+    with pytest.raises(
+        VictorError, match="llava: a model of type bert is of no family that can be converted"
+    ):
         look(str(llava))
 
 

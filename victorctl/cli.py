@@ -287,7 +287,7 @@ def evaluate(
 ) -> None:
     """Measure quality and cost beside the unconverted model, and write a report.
 
-    Example: victorctl eval victor-7b-trained --data questions.json --baselines
+    Example: victorctl eval victor-7b-trained --data questions.jsonl --baselines
     """
     flags = {
         "eval.data": data,

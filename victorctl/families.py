@@ -257,25 +257,24 @@ def family_of(config: Mapping[str, Any], place: object) -> Family:
         VictorError: If no family is of this kind.
     """
     kind = config.get("model_type")
-    known = ", ".join(family.model_type for family in FAMILIES)
+    known = {family.model_type: family for family in FAMILIES}
     if is_original(config):
         raise VictorError(
             f"{place}: this is LLaVA's original layout, which only convert and inspect read",
             fix=f"victorctl convert {place} --out FOLDER",
         )
-    for family in FAMILIES:
-        parts = (config.get("text_config"), config.get("vision_config"))
-        if family.model_type == kind and all(isinstance(part, dict) for part in parts):
-            return family
-    if kind is None:
+    whole = all(isinstance(config.get(part), dict) for part in ("text_config", "vision_config"))
+    if not isinstance(kind, str):
         problem = f"{place}: config.json names no model_type"
     elif kind in REFUSED:
         problem = f"{place}: a model of type {kind} cannot drop visual tokens: {REFUSED[kind]}"
-    elif kind in known.split(", "):
+    elif kind not in known:
+        problem = f"{place}: a model of type {kind} is of no family that can be converted"
+    elif not whole:
         problem = f"{place}: config.json lacks text_config or vision_config"
     else:
-        problem = f"{place}: a model of type {kind} is no LLaVA"
-    raise VictorError(problem, fix=f"use a model of type {known}; see victorctl families")
+        return known[kind]
+    raise VictorError(problem, fix="use a model of a family that victorctl families lists")
 
 
 def describe() -> dict[str, list[dict[str, str]]]:
