@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "victorctl").rglob("*.py"))
-STAGES = {"convert", "finetune", "evaluate", "inspect"}
+STAGES = {"convert", "finetune", "evaluate", "push", "pull", "inspect"}
 
 # Nothing reaches a module on a line below its own. Helpers that stand on no line fit anywhere
 # above the stages.
@@ -23,6 +23,7 @@ ORDER = [
     {"recipe"},
     {"checkpoint", "families", "cost", "recipes", "runtime"},
     {"data", "report"},
+    {"hub", "licence", "release", "card"},
     STAGES,
     {"demo"},
     {"doctor", "output"},

@@ -385,3 +385,12 @@ def shipped_code_intact(folder: Path) -> bool:
     """Say whether the folder's `modeling_victor.py` is byte for byte this package's."""
     file = folder / CODE.name
     return file.is_file() and file.read_bytes() == CODE.read_bytes()
+
+
+def runs_our_code(folder: Path) -> bool:
+    """Say whether transformers, trusting the folder, would run this package's code and no other."""
+    config = read_victor_config(folder)
+    ours = f"{CODE.stem}.{family_of(config, folder).ours}"
+    named = set(config.get("auto_map", {}).values())
+    more = (folder / "custom_generate").exists()  # transformers would run what lies there, too
+    return named == {ours} and not more and shipped_code_intact(folder)

@@ -307,6 +307,64 @@ def evaluate(
 
 
 @app.command()
+def push(
+    model: Model,
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub; NAME alone: your own.")],
+    report: Annotated[str | None, setting("push.report", "FILE")] = None,
+    private: Annotated[bool | None, setting("push.private")] = None,
+    revision: Annotated[str | None, setting("push.revision", "BRANCH")] = None,
+    pr: Annotated[bool | None, setting("push.pr")] = None,
+    message: Annotated[str | None, setting("push.message")] = None,
+    untrained: Annotated[bool | None, setting("push.untrained")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, show it, send nothing.")
+    ] = False,
+    recipe: RecipeFile = None,
+    changes: Changes = None,
+    json: Json = False,
+) -> None:
+    """Publish a model on the Hub, with a page that says what was measured.
+
+    Example: victorctl push victor-7b-trained YOU/victor-7b
+    """
+    flags = {
+        "push.report": report,
+        "push.private": private,
+        "push.revision": revision,
+        "push.pr": pr,
+        "push.message": message,
+        "push.untrained": untrained,
+    }
+    settings = load_recipe(recipe, settings=changes, flags=flags)
+    from victorctl.push import push as stage
+    from victorctl.push import table
+
+    result = stage(model, repo, recipe=settings, run=Run(dry_run=dry_run))
+    following = hint("pull", result["repo"], "--out", "FOLDER", dry_run=dry_run)
+    show("push", result, as_json=json, table=table, following=following)
+
+
+@app.command()
+def pull(
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub.")],
+    out: Out,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit.", metavar="REV")
+    ] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Fetch a published Victor model, and check every file of it.
+
+    Example: victorctl pull YOU/victor-7b --out victor-7b
+    """
+    from victorctl.pull import pull as stage
+
+    result = stage(repo, revision=revision, run=Run(out=out, overwrite=overwrite))
+    show("pull", result, as_json=json, following=hint("inspect", out))
+
+
+@app.command()
 def inspect(source: Source, picture: Picture = "640x480", json: Json = False) -> None:
     """Say what a model is, what Victor would do to it, or what it has become.
 

@@ -103,7 +103,7 @@ def load_shipped(folder: Path, run: Run) -> PreTrainedModel:
     Raises:
         VictorError: If it is no Victor model, or is damaged.
     """
-    if not _runs_our_code(folder):
+    if not checkpoint.runs_our_code(folder):
         own = "its code is not this package's and is not run; this package's takes its place"
         say(f"warning: {folder}: {own}", quiet=False)
         return checkpoint.load(folder, run)
@@ -166,15 +166,6 @@ def floor(base: Base | None, model: PreTrainedModel, seed: int) -> dict[str, Met
     victor = model.config.victor
     base.model.victor.drop_layer = victor["drop_layer"]
     return {name: method(name)(count=victor["registers"], seed=seed) for name in FLOOR}
-
-
-def _runs_our_code(folder: Path) -> bool:
-    """Say whether transformers, trusting the folder, would run this package's code and no other."""
-    config = checkpoint.read_victor_config(folder)
-    ours = f"{checkpoint.CODE.stem}.{family_of(config, folder).ours}"
-    named = set(config.get("auto_map", {}).values())
-    more = (folder / "custom_generate").exists()  # transformers would run what lies there, too
-    return named == {ours} and not more and checkpoint.shipped_code_intact(folder)
 
 
 def _load_native(folder: Path, run: Run) -> PreTrainedModel:

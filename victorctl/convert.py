@@ -34,15 +34,14 @@ from victorctl.runtime import (
     attention,
     free_memory,
     peak_memory,
-    progress,
+    reading,
     resolve,
     set_threads,
 )
-from victorctl.sources import open_source
+from victorctl.sources import check_fetched, open_source
 from victorctl.units import size
 
 PICTURES = 16  # that the registers' distribution is measured on
-MEGABYTE = 10**6
 
 
 @dataclass(frozen=True)
@@ -184,6 +183,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Add what makes the folder a Victor model, prove it, and record what was done."""
     recipe, files = plan.recipe, base.files
+    check_fetched(plan.translation.original if plan.translation else plan.source, base.originals)
     dtype = getattr(torch, weights.NAMES[files.cast or files.dtype])
     registers = draw_registers(plan, files, evidence.visual if evidence else []).to(dtype)
     own = {f"{PREFIX}registers.weight": registers}
@@ -272,31 +272,17 @@ def _look(plan: Plan, how: dict[str, Any]) -> Evidence:
 def _translate(plan: Plan, files: Files, folder: Path, run: Run) -> Base:
     """Write a source in LLaVA's original layout as one in that of transformers."""
     copy_small_files(plan.source.folder, folder)
-    with progress("convert, MB", files.size // MEGABYTE, quiet=run.quiet) as bar:
-        written = write(files.translated, folder, files.cast, _advancing(bar))
+    with reading("convert", files.size, quiet=run.quiet) as advance:
+        written = write(files.translated, folder, files.cast, advance)
     dtype = files.cast or files.dtype
     _write_dtype(folder, weights.NAMES[dtype])
     made = Files([folder / name for name in written.files], dtype, None)
     return Base(made, written.originals, files.cast is None, written)
 
 
-def _advancing(bar: Any) -> weights.Advance:
-    """Count bytes, and move a bar of megabytes."""
-    read = 0
-
-    def advance(count: int) -> None:
-        nonlocal read
-        before, read = read // MEGABYTE, read + count
-        bar.advance(read // MEGABYTE - before)
-
-    return advance
-
-
 def _copy(plan: Plan, files: Files, folder: Path, run: Run) -> dict[str, str]:
     """Copy or cast the source, and return the SHA-256 of the source's files by name."""
-    total = files.size // MEGABYTE
-    with progress("convert, MB", total, quiet=run.quiet) as bar:
-        advance = _advancing(bar)
+    with reading("convert", files.size, quiet=run.quiet) as advance:
         if files.cast is None:
             link = plan.recipe.convert.link
             return copy_files(plan.source.folder, folder, link=link, advance=advance)

@@ -200,6 +200,31 @@ class EvalSection(Section):
     """Timings of each speed; their median counts. 0: no speed is measured."""
 
 
+class PushSection(Section):
+    """How a model is published."""
+
+    license: str | None = None
+    """Licence of the base, as the Hub names it; unset: what its own page says."""
+
+    report: str | None = None
+    """Report on the card; unset: `eval/report.json` in the model, if it is there."""
+
+    private: bool = False
+    """Make a new repository private."""
+
+    revision: str | None = None
+    """Branch to push to, made if need be; unset: the main one."""
+
+    pr: bool = False
+    """Open a pull request."""
+
+    message: str | None = None
+    """Title of the commit."""
+
+    untrained: bool = False
+    """Publish registers that were never trained."""
+
+
 class Recipe(Section):
     """Every setting of every stage."""
 
@@ -220,6 +245,9 @@ class Recipe(Section):
 
     eval: EvalSection = EvalSection()
     """How a model is measured."""
+
+    push: PushSection = PushSection()
+    """How a model is published."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from victorctl.recipe import Run
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 ATTENTIONS = ("sdpa", "eager")
 SECONDS_BETWEEN_LINES = 10.0
+MEGABYTE = 10**6
 
 
 def resolve(run: Run) -> tuple[torch.device, torch.dtype | Literal["auto"]]:
@@ -153,6 +154,29 @@ def progress(
         lines = _Lines(description, total, done)
         yield Counter(done, lines.show)
         lines.close()
+
+
+@contextmanager
+def reading(description: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Show on stderr how much of some files was read, in megabytes.
+
+    Args:
+        description: What is being done.
+        total: Bytes.
+        quiet: Show nothing.
+
+    Yields:
+        What is told of every so many bytes.
+    """
+    read = 0
+    with progress(f"{description}, MB", total // MEGABYTE, quiet=quiet) as bar:
+
+        def advance(count: int) -> None:
+            nonlocal read
+            before, read = read // MEGABYTE, read + count
+            bar.advance(read // MEGABYTE - before)
+
+        yield advance
 
 
 def _device(name: str) -> torch.device:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from victorctl.errors import VictorError
 from victorctl.weights import AGAIN
 
 DEMO = Path(__file__).parent / "assets" / "demo" / "checkpoint"
+SHA256 = re.compile(r"[0-9a-f]{64}")
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 BASE_WEIGHTS = "model.safetensors"
@@ -147,6 +148,25 @@ def _unreachable(name: str, error: Exception) -> VictorError:
         f"{name}: no such folder, and the Hub does not answer ({reason})",
         fix="check the network and the proxy, or give a folder",
     )
+
+
+def check_fetched(source: Source, hashes: Mapping[str, str]) -> None:
+    """Hold files of a Hub id to the hashes that the Hub keeps of large ones.
+
+    Args:
+        source: Of a folder, which nobody else knows hashes of, nothing is checked.
+        hashes: SHA-256 of its files, by name.
+
+    Raises:
+        VictorError: If a file was damaged on its way, or since.
+    """
+    for name, found in hashes.items():
+        blob = (source.folder / name).resolve()  # the cache names it by its hash
+        if not source.is_here and SHA256.fullmatch(blob.name) and blob.name != found:
+            raise VictorError(
+                f"{source.name}: {name} is not the file that the Hub holds: it was damaged",
+                fix=f"rm {blob}, and run the command again",
+            )
 
 
 def read_json(file: Path) -> dict[str, Any] | None:

@@ -126,6 +126,25 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def checked_sha256(file: Path, advance: Advance) -> str:
+    """Hash a safetensors file, and check every number on the way.
+
+    Args:
+        file: A safetensors file.
+        advance: Is told of what was read.
+
+    Raises:
+        VictorError: If the file is not whole, or holds NaN or infinity.
+    """
+    digest = hashlib.sha256()
+    for entry, data in chunks(file):
+        if entry is not None:
+            check_finite(data, entry, file)
+        digest.update(data)
+        advance(len(data))
+    return digest.hexdigest()
+
+
 def copy_file(source: Path, target: Path, *, link: bool, advance: Advance) -> str:
     """Copy a file byte for byte, check every number on the way, and return its SHA-256.
 

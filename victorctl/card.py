@@ -1,0 +1,222 @@
+"""The page of a published model, `README.md`: metadata, what was measured, and what was not."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.repocard_data import eval_results_to_model_index
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from victorctl import __version__, cost
+from victorctl.checkpoint import load_config
+from victorctl.errors import VictorError
+from victorctl.licence import Licence
+from victorctl.release import PLOT, Release
+from victorctl.report import Line, costs, headline, qualities, rivals, speedups
+from victorctl.sources import HUB_ID
+
+BEGIN = "<!-- written by victorctl: text above and below these two lines is yours and stays -->"
+END = "<!-- end of what victorctl wrote -->"
+FRONT = re.compile(r"\A\s*---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
+TASK = "image-text-to-text"
+TAGS = ("victor", "custom_code", "llava", "visual-token-reduction")
+
+
+def metadata_of(card: str) -> dict[str, Any]:
+    """Read the metadata of a card; none where there are none.
+
+    Raises:
+        VictorError: If they are not YAML.
+    """
+    match = FRONT.match(card)
+    try:
+        found = yaml.safe_load(match[1]) if match else {}
+    except yaml.YAMLError as error:
+        where = str(error).replace("\n", " ")
+        raise VictorError(
+            f"README.md: its metadata are not YAML ({where})", fix="mend them, or remove them"
+        ) from error
+    return found if isinstance(found, dict) else {}
+
+
+def write_card(release: Release, repo: str, licence: Licence, own: str = "") -> str:
+    """Write the card of a model.
+
+    Args:
+        release: The model, checked.
+        repo: Its name on the Hub.
+        licence: Its terms.
+        own: The card that there is; text that victorctl did not write, and metadata that it does
+            not know, stay.
+    """
+    known = metadata_of(own)
+    mine = _metadata(release, repo, licence)
+    tags = [*mine["tags"], *(tag for tag in known.get("tags") or () if tag not in mine["tags"])]
+    front = yaml.safe_dump(
+        known | mine | {"tags": tags}, sort_keys=False, allow_unicode=True, width=100
+    )
+    before, after = _own_text(own)
+    parts = (before, f"{BEGIN}\n\n{_body(release, repo, licence)}\n\n{END}", after)
+    return f"---\n{front}---\n\n" + "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _own_text(card: str) -> tuple[str, str]:
+    """Take out of a card what stands before and after what victorctl wrote."""
+    body = FRONT.sub("", card, count=1)
+    before, begun, rest = body.partition(BEGIN)
+    after = rest.partition(END)[2] if begun else ""
+    return before.strip(), after.strip()
+
+
+def _metadata(release: Release, repo: str, licence: Licence) -> dict[str, Any]:
+    origin, name = release.origin, repo.rpartition("/")[2]
+    train = _last_training(release).get("data", {}).get("train")
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=TASK,
+        tags=list(TAGS),
+        base_model=origin["name"] if origin.get("commit") else None,
+        datasets=[train] if train and HUB_ID.fullmatch(train) and "/" in train else None,
+        **licence.metadata(),
+    ).to_dict()
+    if origin.get("commit"):
+        data["base_model_relation"] = "finetune"
+    if release.report:
+        data["model-index"] = eval_results_to_model_index(name, _results(release.report))
+    return data
+
+
+def _results(report: Mapping[str, Any]) -> list[EvalResult]:
+    data = report["settings"]["data"]
+    shown = {"accuracy": report["accuracy"]["model"], "accuracy kept": report["kept"]}
+    return [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=data,
+            dataset_name=data,
+            metric_type="accuracy",
+            metric_name=name,
+            metric_value=round(100 * value, 2),
+        )
+        for name, value in shown.items()
+        if value is not None
+    ]
+
+
+def _last_training(release: Release) -> dict[str, Any]:
+    trained = [stage for stage in release.stages if stage["command"] == "finetune"]
+    return trained[-1]["settings"] if trained else {}
+
+
+def _body(release: Release, repo: str, licence: Licence) -> str:
+    pages = Environment(
+        loader=PackageLoader("victorctl", "assets"),
+        autoescape=False,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    victor, origin, report = release.config["victor"], release.origin, release.report
+    shape = cost.shape_of(load_config(release.folder))
+    return (
+        pages.get_template("card.md.jinja")
+        .render(
+            name=repo.rpartition("/")[2],
+            repo=repo,
+            version=__version__,
+            base=_base(origin),
+            registers=victor["registers"],
+            drop_layer=victor["drop_layer"],
+            layers=shape.layers,
+            intact=release.stages[-1]["base_intact"],
+            trained=release.trained,
+            report=report,
+            **(_measured(report) if report else {}),
+            plot=PLOT in release.files,
+            training=_table(("setting", "value"), _training(release)),
+            limits=list(_limits(release)),
+            licence=_terms(licence, origin),
+        )
+        .strip()
+    )
+
+
+def _base(origin: Mapping[str, Any]) -> str:
+    """Name the base, with a link where it is on the Hub."""
+    name = origin.get("name", "an unknown model")
+    if not origin.get("commit"):
+        return name
+    return f"[{name}](https://huggingface.co/{name}/tree/{origin['commit']})"
+
+
+def _measured(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what was found, with the command and what it ran on."""
+    made, settings = [], report["settings"]
+    made.append(_table(("right answers", "questions", "base", "model", "kept"), qualities(report)))
+    made.append(_table(("cost", "base", "model", "model/base"), costs(report)))
+    if report["speedup"]["prefill"] is not None:
+        made.append(_table(("times as fast", "speed-up"), speedups(report)))
+    if report["baselines"]:
+        head = ("side by side", "tokens per layer", "right", "kept")
+        made.append(_table(head, rivals(report)))
+    versions = settings["versions"]
+    return {
+        "headline": "".join(f"**{text}**" if strong else text for text, strong in headline(report)),
+        "tables": made,
+        "command": settings["command"],
+        "weights": report["weights_sha256"],
+        "software": ", ".join(
+            f"{name} {versions[name]}" for name in ("victorctl", "torch", "transformers")
+        ),
+        "device": f"{settings['device']}, {settings['dtype']}, {settings['threads']} CPU threads",
+    }
+
+
+def _table(head: Iterable[str], lines: Iterable[Line]) -> str:
+    """Write a table in Markdown, numbers to the right."""
+    head = tuple(head)
+    rows = [
+        head,
+        ("---", *("---:" for _ in head[1:])),
+        *((line.name, *line.cells) for line in lines),
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _training(release: Release) -> list[Line]:
+    """List what was set when the model was trained."""
+    settings = _last_training(release)
+    shown = {**settings.get("data", {}), **settings.get("train", {})}
+    return [Line(name, (f"{value}",)) for name, value in shown.items() if value is not None]
+
+
+def _limits(release: Release) -> Iterable[str]:
+    """Say what nobody knows of the model."""
+    report, intact = release.report, release.stages[-1]["base_intact"]
+    if not release.trained:
+        yield "Its registers were never trained: it sees little of a picture."
+    if report is None:
+        yield "Nothing was measured."
+    else:
+        asked = f"{report['questions']:,} questions of {report['settings']['data']}"
+        yield f"{asked} were asked; what it keeps on others, and on any benchmark, is not known."
+        if not report["baselines"]:
+            yield "It was not compared with simpler ways of dropping visual tokens."
+        if report["speedup"]["prefill"] is None:
+            yield "No speed was measured."
+        else:
+            yield "Speed was measured on this one machine, with these batches, and no other."
+        yield from report["omissions"]
+    if intact:
+        yield "Prompts without an image are answered by the base's own weights, bit for bit."
+    else:
+        yield "The base's weights were changed; what became of its answers without images is open."
+    yield "Decoding reads all weights for every token, as before: what is gained is in the prompt."
+
+
+def _terms(licence: Licence, origin: Mapping[str, Any]) -> str:
+    named = licence.license_name or licence.license
+    linked = f"[{named}]({licence.license_link})" if licence.license_link else f"`{named}`"
+    return f"{linked}, the terms of its base, {_base(origin)} (as {licence.found} says)."

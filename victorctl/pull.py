@@ -1,0 +1,80 @@
+"""The pull stage: a published model comes back as a folder, every file of it proved."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from victorctl import checkpoint, hub, lineage
+from victorctl.errors import VictorError
+from victorctl.folders import check_output, writing
+from victorctl.recipe import Run
+from victorctl.release import PUBLISHED, hash_weights
+from victorctl.runtime import say
+from victorctl.sources import LINEAGE, Source, check_fetched, fetch_weights, open_source
+
+
+def pull(repo: str, *, revision: str | None = None, run: Run) -> dict[str, Any]:
+    """Fetch a Victor model from the Hub.
+
+    Args:
+        repo: OWNER/NAME.
+        revision: Branch, tag or commit; the main branch if not given.
+        run: `out` is needed.
+
+    Returns:
+        The keys of `pull --json`.
+
+    Raises:
+        VictorError: If there is no such model, it is not a Victor model, or a file is not what its
+            history says.
+    """
+    if run.out is None:
+        raise VictorError("pull needs a folder to write", fix="add --out FOLDER")
+    check_output(run.out, overwrite=run.overwrite)
+    hub.endpoint()
+    source = open_source(repo, revision=revision)
+    if source.is_here:
+        raise VictorError(f"{repo}: a folder, not a model on the Hub", fix="give OWNER/NAME")
+    checkpoint.read_victor_config(source.folder)
+    fetch_weights(source, PUBLISHED)
+    with writing(run.out, overwrite=run.overwrite) as folder:
+        _copy(source, folder)
+        digest = _prove(source, folder, quiet=run.quiet)
+    if not checkpoint.runs_our_code(run.out):
+        say(
+            f"warning: {run.out}: its modeling_victor.py is not that of this version",
+            quiet=False,
+        )
+    return {
+        "out": str(run.out),
+        "repo": repo,
+        "commit": source.commit,
+        "weights_sha256": digest,
+        "stages": [stage["command"] for stage in lineage.read_lineage(run.out)["stages"]],
+    }
+
+
+def _copy(source: Source, folder: Path) -> None:
+    """Copy what is published of a model, and nothing else that is in the cache."""
+    for pattern in PUBLISHED:
+        for file in source.folder.glob(pattern):
+            target = folder / file.relative_to(source.folder)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, target)
+
+
+def _prove(source: Source, folder: Path, *, quiet: bool) -> str:
+    """Read every weight, and hold them to the Hub's hashes and to the model's own history.
+
+    Returns:
+        Weight hash of the folder.
+    """
+    hashes = hash_weights(folder, quiet=quiet)
+    check_fetched(source, hashes)
+    stages, found = lineage.read_lineage(folder)["stages"], lineage.hash_of(hashes)
+    if not stages or stages[-1]["weights_sha256"] != found:
+        raise VictorError(
+            f"{source.name}: its weights are not those that {LINEAGE} records",
+            fix="ask its author to push it again",
+        )
+    return found

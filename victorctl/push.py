@@ -1,0 +1,247 @@
+"""The push stage: a checked model and its card go to the Hub in one commit, or nothing does."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from victorctl import hub
+from victorctl.card import metadata_of, write_card
+from victorctl.errors import VictorError
+from victorctl.hub import Remote
+from victorctl.licence import Licence, find_licence
+from victorctl.recipe import PushSection, Recipe, Run
+from victorctl.release import CARD, Release, hash_of, prepare
+from victorctl.runtime import say
+from victorctl.units import size
+
+STALE = ("*.safetensors", "*.safetensors.index*.json", "pytorch_model*.bin*")
+"""What a model may be loaded from: of these no others than the new ones stay on the Hub."""
+UNKNOWN, NEW, CHANGED, SAME = "unknown", "new", "changed", "same"
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """Everything of a push that is settled before anything is sent."""
+
+    repo: str
+    endpoint: str
+    settings: PushSection
+    release: Release
+    """With the card among its files."""
+    licence: Licence
+    remote: Remote | None
+    """None where the Hub could not be asked."""
+
+    def changes(self, remote: Remote | None) -> dict[str, str]:
+        """Say of every file what becomes of it on the Hub."""
+        found = {}
+        for name, content in self.release.files.items():
+            if remote is None:
+                found[name] = UNKNOWN
+            elif name not in remote.files:
+                found[name] = NEW
+            else:
+                kept = hub.same(remote.files[name], content, self.release.hashes[name])
+                found[name] = SAME if kept else CHANGED
+        return found
+
+    def stale(self, remote: Remote | None) -> list[str]:
+        """Name weights on the Hub that are not this model's."""
+        return sorted(
+            name
+            for name in (remote.files if remote else ())
+            if name not in self.release.files and any(fnmatch(name, old) for old in STALE)
+        )
+
+    def is_there(self, remote: Remote) -> bool:
+        """Whether the Hub holds all of this already."""
+        return {*self.changes(remote).values()} <= {SAME} and not self.stale(remote)
+
+
+def push(folder: Path, repo: str, *, recipe: Recipe, run: Run) -> dict[str, Any]:
+    """Publish a model folder.
+
+    Args:
+        folder: A folder that `finetune` wrote.
+        repo: OWNER/NAME on the Hub, or NAME alone for one's own.
+        recipe: Section `push`.
+        run: `dry_run` checks everything, and sends nothing.
+
+    Returns:
+        The keys of `push --json`.
+
+    Raises:
+        VictorError: If the folder is not fit to be published, or the Hub refuses.
+    """
+    settings = recipe.push
+    if settings.pr and settings.revision:
+        raise VictorError("--pr --revision: a pull request has a branch of its own", fix="leave "
+                          "one of the two out")  # fmt: skip
+    address = hub.endpoint()
+    given = Path(settings.report) if settings.report else None
+    release = prepare(folder, report=given, untrained=settings.untrained, quiet=run.quiet)
+    say(f"asking {address} about {repo}", quiet=run.quiet)
+    name, remote = _remote(repo, settings, dry_run=run.dry_run)
+    own = _own_card(folder, name, remote)
+    licence = find_licence(settings.license, metadata_of(own), release.origin, folder)
+    card = write_card(release, name, licence, own).encode()
+    release = replace(
+        release, files=release.files | {CARD: card}, hashes=release.hashes | {CARD: hash_of(card)}
+    )
+    parcel = Parcel(name, address, settings, release, licence, remote)
+    result = _describe(parcel)
+    if run.dry_run:
+        return result
+    return result | _send(parcel, quiet=run.quiet)
+
+
+def _remote(repo: str, settings: PushSection, *, dry_run: bool) -> tuple[str, Remote | None]:
+    """Look what is there; a dry run goes on without the Hub."""
+    try:
+        name = hub.whole_name(repo)
+        remote = hub.look(name, settings.revision)
+        if remote.commit is None and settings.revision:  # a new branch starts from the main one
+            remote = replace(hub.look(name, None), is_branch=False)
+    except VictorError as error:
+        if not dry_run or "no name of a repository" in error.problem:
+            raise
+        say(f"warning: what is there is not known: {error.problem}", quiet=False)
+        return repo, None
+    if settings.private and remote.private is False:
+        raise VictorError(
+            f"--private: {name} is public already",
+            fix=f"leave --private out, or change it at {hub.endpoint()}/{name}/settings",
+        )
+    return name, remote
+
+
+def _own_card(folder: Path, name: str, remote: Remote | None) -> str:
+    """Read the card that there is: in the folder, else on the Hub."""
+    if (folder / CARD).is_file():
+        return (folder / CARD).read_text(encoding="utf-8")
+    if remote is None or CARD not in remote.files:
+        return ""
+    from huggingface_hub import hf_hub_download
+
+    with hub.explained(name):
+        file = hub.patiently(hf_hub_download, name, CARD, revision=remote.commit)
+    return Path(file).read_text(encoding="utf-8")
+
+
+def _describe(parcel: Parcel) -> dict[str, Any]:
+    """Say what goes up, and what would change there."""
+    release, changes = parcel.release, parcel.changes(parcel.remote)
+    return {
+        "repo": parcel.repo,
+        "endpoint": parcel.endpoint,
+        "revision": parcel.settings.revision or "main",
+        "license": parcel.licence.license,
+        "files": [
+            {
+                "path": name,
+                "bytes": len(content) if isinstance(content, bytes) else content.stat().st_size,
+                "sha256": release.hashes[name],
+                "change": changes[name],
+            }
+            for name, content in sorted(release.files.items())
+        ],
+        "removed": parcel.stale(parcel.remote),
+        "left_out": release.left_out,
+        "card": release.files[CARD].decode(),
+        "victor_json": release.files["victor.json"].decode(),
+    }
+
+
+def _send(parcel: Parcel, *, quiet: bool) -> dict[str, Any]:
+    """Make one commit of what is new, changed and stale; nothing where all is there."""
+    if parcel.is_there(parcel.remote):
+        say(f"{parcel.repo} holds all of this already: nothing was sent", quiet=quiet)
+        return {"commit": None, "url": f"{parcel.endpoint}/{parcel.repo}"}
+    from huggingface_hub import HfApi
+
+    api, settings = HfApi(), parcel.settings
+    with hub.explained(parcel.repo), hub.bars(quiet=quiet):
+        if parcel.remote.commit is None:
+            hub.patiently(api.create_repo, parcel.repo, private=settings.private, exist_ok=True)
+            parcel = replace(parcel, remote=hub.look(parcel.repo, None))
+        with _branch(parcel):
+            info = hub.patiently(_Sending(parcel))
+    say(f"published at {info['url']}", quiet=quiet)
+    return info
+
+
+@contextmanager
+def _branch(parcel: Parcel) -> Iterator[None]:
+    """Make a branch that does not exist, and take it away again if nothing comes of it."""
+    from huggingface_hub import HfApi
+
+    branch = parcel.settings.revision
+    if branch is None or parcel.remote.is_branch:
+        yield
+        return
+    hub.patiently(HfApi().create_branch, parcel.repo, branch=branch, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            HfApi().delete_branch(parcel.repo, branch=branch)
+        raise
+
+
+class _Sending:
+    """Sends a parcel; called again, it looks first whether the last call went through."""
+
+    def __init__(self, parcel: Parcel) -> None:
+        self.parcel, self.tried = parcel, False
+
+    def __call__(self) -> dict[str, str]:
+        from huggingface_hub import HfApi
+
+        parcel, settings = self.parcel, self.parcel.settings
+        if self.tried and not settings.pr:
+            now = hub.look(parcel.repo, settings.revision)
+            if parcel.is_there(now):
+                return {"commit": now.commit, "url": f"{parcel.endpoint}/{parcel.repo}"}
+        self.tried = True
+        made = HfApi().create_commit(
+            parcel.repo,
+            [*_operations(parcel)],
+            commit_message=settings.message or "Victor model, by victorctl",
+            revision=settings.revision,
+            create_pr=settings.pr,
+            parent_commit=parcel.remote.commit,
+        )
+        return {"commit": made.oid, "url": made.pr_url or f"{parcel.endpoint}/{parcel.repo}"}
+
+
+def _operations(parcel: Parcel) -> Iterator[Any]:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    changes: Mapping[str, str] = parcel.changes(parcel.remote)
+    for name, content in sorted(parcel.release.files.items()):
+        if changes[name] != SAME:
+            yield CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
+    for name in parcel.stale(parcel.remote):
+        yield CommitOperationDelete(name)
+
+
+def table(result: Mapping[str, Any]) -> RenderableType:
+    """Show what goes up, what stays, and the card."""
+    grid = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for title in ("file", "change", "size", "sha256"):
+        grid.add_column(title, justify="right" if title == "size" else "left", no_wrap=True)
+    for file in result["files"]:
+        grid.add_row(file["path"], file["change"], size(file["bytes"]), file["sha256"][:12])
+    for name in result["removed"]:
+        grid.add_row(name, "removed")
+    place = f"{result['endpoint']}/{result['repo']}, {result['revision']}: {result['license']}"
+    stays = f"stays here: {', '.join(result['left_out'])}" if result["left_out"] else ""
+    card = Text(result["card"], no_wrap=True, overflow="ignore")
+    return Group(Text(place, "bold"), "", grid, *([stays] if stays else []), "", card)
