@@ -139,7 +139,10 @@ def _git_hash(content: Path | bytes, size: int) -> str:
 
 
 def patiently(call: Callable[..., Found], *args: Any, **kwargs: Any) -> Found:
-    """Call the Hub, and again after a while where what it answers may pass."""
+    """Call the Hub, and again after a while where what it answers may pass.
+
+    Uploads of large files, whose errors come wrapped, were tried again by the library already.
+    """
     from huggingface_hub.errors import HTTPError
 
     for attempt in range(1, TRIES + 1):
@@ -192,13 +195,11 @@ def explained(repo: str) -> Iterator[None]:
         ) from error
     except errors.LocalTokenNotFoundError as error:
         raise VictorError(f"{repo}: you are not logged in", fix="hf auth login") from error
-    except errors.HfHubHTTPError as error:
-        raise _explained(repo, error.response.status_code, error.server_message) from error
-    except errors.HTTPError as error:
-        raise VictorError(
-            f"{repo}: the Hub at {endpoint()} does not answer ({type(error).__name__})",
-            fix="check the network and the proxy, then run the command again",
-        ) from error
+    except (errors.HTTPError, RuntimeError) as error:
+        cause = error.__cause__ if isinstance(error, RuntimeError) else error  # of an upload
+        if not isinstance(cause, errors.HTTPError):
+            raise
+        raise _explained(repo, cause) from error
 
 
 TOKENS = "https://huggingface.co/settings/tokens"
@@ -216,7 +217,13 @@ REFUSALS = {
 """What a status means, and what to do about it."""
 
 
-def _explained(repo: str, status: int, message: str | None) -> VictorError:
+def _explained(repo: str, error: Any) -> VictorError:
+    if getattr(error, "response", None) is None:
+        return VictorError(
+            f"{repo}: the Hub at {endpoint()} does not answer ({type(error).__name__})",
+            fix="check the network and the proxy, then run the command again",
+        )
+    status, message = error.response.status_code, getattr(error, "server_message", None)
     trouble = ("the Hub is in trouble", "run the command again later")
     problem, fix = REFUSALS.get(status, trouble)
     if message and ("storage" in message.lower() or "quota" in message.lower()):

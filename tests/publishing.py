@@ -1,0 +1,48 @@
+"""Make a model that is fit to be published, and call `push` in few words."""
+
+import shutil
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.tiny import tiny_data, tiny_llava
+from victorctl import convert, evaluate, finetune
+from victorctl.push import push
+from victorctl.recipe import Run, load_recipe
+
+_FOLDERS: list[TemporaryDirectory] = []  # deleted when the interpreter ends
+
+
+@cache
+def _made(rung: str) -> Path:
+    """Convert, train and measure a tiny model, and give the folder that holds all of that."""
+    _FOLDERS.append(TemporaryDirectory())
+    place = Path(_FOLDERS[-1].name)
+    data = str(tiny_data(place / "data"))
+    flags = {
+        **{"victor.registers": 3, "victor.drop_layer": 2, "train.rung": rung, "train.steps": 1},
+        **{"train.batch_size": 2, "train.teacher_cache": False, "train.rank": 2},
+        **{"data.train": data, "eval.data": data, "eval.repeats": 0, "eval.max_new_tokens": 2},
+    }
+    recipe, how = load_recipe(flags=flags), {"device": "cpu", "quiet": True}
+    source, converted = tiny_llava(place / "source"), place / "converted"
+    convert(str(source), recipe=recipe, run=Run(out=converted, **how))
+    finetune(converted, recipe=recipe, run=Run(out=place / "model", **how))
+    evaluate(place / "model", recipe=recipe, run=Run(**how))
+    return place
+
+
+def trained(place: Path, rung: str = "register-lora") -> Path:
+    """Copy a trained and measured model, to be changed."""
+    return Path(shutil.copytree(_made(rung) / "model", place / "model"))
+
+
+def converted(place: Path) -> Path:
+    """Copy a model that was never trained."""
+    return Path(shutil.copytree(_made("register-lora") / "converted", place / "converted"))
+
+
+def run(folder: Path, repo: str = "ada/victor", *, dry_run: bool = False, **settings: object):
+    """Push; the licence is told."""
+    flags = {"push.license": "llama2"} | {f"push.{key}": one for key, one in settings.items()}
+    return push(folder, repo, recipe=load_recipe(flags=flags), run=Run(dry_run=dry_run, quiet=True))
