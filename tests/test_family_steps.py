@@ -9,15 +9,10 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import Idefics3Processor, LlavaNextProcessor
-from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-from transformers.models.llava_next.image_processing_pil_llava_next import (
-    LlavaNextImageProcessorPil,
-)
 
-from tests import families
+from tests.processors import PROCESSORS, tiny_family
 from tests.test_distill import plain_losses
-from tests.tiny import TEMPLATE, tiny_picture, tiny_processor, tiny_rows
+from tests.tiny import tiny_picture, tiny_rows
 from victorctl import modeling_victor
 from victorctl.collation import collate
 from victorctl.data.batches import encode
@@ -30,40 +25,10 @@ from victorctl.training import choose_parameters
 SIZES = ((32, 32), (70, 40), (30, 90))  # width and height, in turn
 
 
-def next_processor():
-    """That of LLaVA-NeXT, with the tiny tower's tiles."""
-    pictures = LlavaNextImageProcessorPil(
-        size={"shortest_edge": 32},
-        crop_size={"height": 32, "width": 32},
-        image_grid_pinpoints=families.GRID,
-    )
-    return LlavaNextProcessor(
-        pictures,
-        tiny_processor().tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=TEMPLATE,
-    )
-
-
-def idefics_processor():
-    """That of Idefics3: tiles of 32 pixels, words between them."""
-    pictures = Idefics3ImageProcessorPil(
-        size={"longest_edge": 64}, max_image_size={"longest_edge": 32}, resample=0
-    )
-    return Idefics3Processor(
-        pictures, tiny_processor().tokenizer, image_seq_len=4, chat_template=TEMPLATE
-    )
-
-
-PROCESSORS = {"llava_next": next_processor, "idefics3": idefics_processor}
-
-
 @pytest.fixture(params=PROCESSORS)
 def case(request):
     """A family's native model, a Victor model around the same weights, and their processor."""
-    native = families.tiny_family(request.param)
+    native = tiny_family(request.param)
     (family,) = (each for each in FAMILIES if each.model_type == request.param)
     config = copy.deepcopy(native.config)
     settings = {"registers": 3, "drop_layer": 2, "positions": "overlay", "adapter": None}

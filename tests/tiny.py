@@ -121,30 +121,44 @@ def tiny_model(
     return model
 
 
-def tiny_processor(template: str = TEMPLATE) -> LlavaProcessor:
-    """Build the processor of `tiny_llava`: words split at spaces, lower case, <s> in front."""
-    words = Tokenizer(models.WordLevel(_vocabulary(), unk_token="<unk>"))
+def tiny_tokenizer(
+    placeholder: str = "<image>", special: Sequence[str] = (), **named: str
+) -> PreTrainedTokenizerFast:
+    """Build a tokenizer: words split at spaces, lower case, <s> in front.
+
+    Args:
+        placeholder: Spelling of a visual token.
+        special: Further tokens that are never split.
+        named: Those of them that processors ask the tokenizer for, such as `image_token`.
+    """
+    known = {placeholder if word == "<image>" else word: id for word, id in _vocabulary().items()}
+    words = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
     words.normalizer = normalizers.Lowercase()
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
-    tokenizer = PreTrainedTokenizerFast(
+    words.add_special_tokens([*special])
+    return PreTrainedTokenizerFast(
         tokenizer_object=words,
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
-        additional_special_tokens=["<image>"],
+        extra_special_tokens=named or [placeholder],
         padding_side="left",
         model_max_length=512,
     )
+
+
+def tiny_processor(template: str = TEMPLATE) -> LlavaProcessor:
+    """Build the processor of `tiny_llava`."""
     pictures = CLIPImageProcessorPil(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
     )
     return LlavaProcessor(
         pictures,
-        tokenizer,
+        tiny_tokenizer(),
         patch_size=8,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,  # the class token, which "default" takes off again
