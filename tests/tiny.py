@@ -204,21 +204,39 @@ def tiny_rows(count: int = 4, *, questions: int = 2, images: Sequence[int] = (1,
     return rows
 
 
-def tiny_data(folder: Path, count: int = 4) -> Path:
-    """Write rows of one picture and two turns in LLaVA's format, and return the .json file."""
+def tiny_data(
+    folder: Path,
+    count: int = 4,
+    *,
+    images: Sequence[int] = (1,),
+    sizes: Sequence[tuple[int, int]] = ((32, 32),),
+) -> Path:
+    """Write rows of two turns in LLaVA's format, and return the .json file.
+
+    Args:
+        folder: New, or it has the same rows.
+        count: Of rows.
+        images: Pictures of a row, in turn.
+        sizes: Width and height of pictures, in turn.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows, drawn = [], 0
     for index in range(count):
-        tiny_picture(index).save(folder / f"{index}.png")
+        files = []
+        for _ in range(images[index % len(images)]):
+            files.append(f"{drawn}.png")
+            tiny_picture(drawn, sizes[drawn % len(sizes)]).save(folder / files[-1])
+            drawn += 1
         texts = [
             " ".join(part["text"] for part in message["content"] if part["type"] == "text")
             for message in tiny_conversation(turns=2, seed=index).messages
         ]
-        texts[0] = f"<image>\n{texts[0]}"
+        texts[0] = "<image>\n" * len(files) + texts[0]
         turns = [
             {"from": ("human", "gpt")[place % 2], "value": text} for place, text in enumerate(texts)
         ]
-        rows.append({"id": f"row-{index}", "image": f"{index}.png", "conversations": turns})
+        shown = files if len(files) > 1 else files[0]
+        rows.append({"id": f"row-{index}", "image": shown, "conversations": turns})
     path = folder / "data.json"
     path.write_text(json.dumps(rows), encoding="utf-8")
     return path
