@@ -223,6 +223,10 @@ PROCESSORS: dict[str, Callable[[], ProcessorMixin]] = {
 }
 """By model type."""
 
+QUICK = ("llava_next", "aya_vision", "idefics3")  # and each of them in a way of its own
+CASES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in PROCESSORS]
+"""Their names, for tests that are worth repeating for every family."""
+
 VISION = {"got_ocr2": {"image_size": 256, "patch_size": 4, "global_attn_indexes": []}}
 """What a tower is where the processor says how many visual tokens it gives."""
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.processors import PROCESSORS, tiny_family
+from tests.processors import CASES, PROCESSORS, tiny_family
 from tests.test_distill import plain_losses
 from tests.tiny import tiny_picture, tiny_rows
 from victorctl import modeling_victor
@@ -25,7 +25,7 @@ from victorctl.training import choose_parameters
 SIZES = ((32, 32), (70, 40), (30, 90))  # width and height, in turn
 
 
-@pytest.fixture(params=PROCESSORS)
+@pytest.fixture(params=CASES)
 def case(request):
     """A family's native model, a Victor model around the same weights, and their processor."""
     native = tiny_family(request.param)
@@ -79,3 +79,20 @@ def test_seen_once_or_question_by_question_the_pictures_are_the_same(case):
     visual = (made.text["input_ids"] == processor.image_token_id).sum(dim=1).tolist()
     assert [size.visual for size in made.sizes] == visual
     assert len(set(visual)) >= 2  # of one picture and of two, if not of every size
+
+
+@torch.no_grad()
+def test_prompts_are_what_the_processor_makes_of_the_whole_chat(case):
+    native, model, processor = case
+    for row in (rows()[0], rows()[3]):  # one picture; two, of one number of tiles for PerceptionLM
+        said, pictures = row.conversations[0].messages[:-1], row.pictures()
+        text = processor.apply_chat_template(said, add_generation_prompt=True)
+        nested = [pictures] if "GotOcr2" not in type(processor).__name__ else pictures
+        whole = processor(images=nested, text=[text], return_tensors="pt")
+        (asked, *_) = questions([row], None)
+        made = prepare([asked], processor, pictures=True)
+
+        assert torch.equal(made.text["input_ids"], whole["input_ids"])
+        for one in (native, model):
+            logits = [one(**given).logits for given in (whole, made.for_model(one))]
+            assert torch.equal(*logits)

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import ProcessorMixin  # noqa: TID253
+from transformers import ProcessorMixin
 
 from victorctl.data.conversations import Row
 
