@@ -1,15 +1,10 @@
 import json
 import shutil
-import tomllib
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers.models.smolvlm import processing_smolvlm
-from transformers.utils import is_torchvision_available
 
-from tests.processors import PROCESSORS
 from tests.tiny import tiny_llava, tiny_picture
 from victorctl import checkpoint, weights
 from victorctl.contestants import load_shipped
@@ -18,8 +13,6 @@ from victorctl.errors import VictorError
 from victorctl.evaluate import evaluate
 from victorctl.finetune import finetune
 from victorctl.recipe import Run, load_recipe
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -374,60 +367,3 @@ def test_says_that_there_is_no_processor(victor):
     assert not checkpoint.has_processor(victor)
     with pytest.raises(VictorError, match="victor: no processor that transformers can load"):
         checkpoint.load_processor(victor)
-
-
-NEEDS_TORCHVISION = {  # a processor, one of videos, and one of pictures
-    "mistral3": {"processor_class": "PixtralProcessor"},
-    "llava_onevision": {
-        "processor_class": "LlavaOnevisionProcessor",
-        "image_processor": {"image_processor_type": "LlavaOnevisionImageProcessor"},
-        "video_processor": {"video_processor_type": "LlavaOnevisionVideoProcessor"},
-    },
-    "cohere2_vision": {
-        "processor_class": "Cohere2VisionProcessor",
-        "image_processor": {"image_processor_type": "Cohere2VisionImageProcessor"},
-    },
-}
-
-
-@pytest.mark.skipif(is_torchvision_available(), reason="torchvision is here")
-@pytest.mark.parametrize("family", NEEDS_TORCHVISION)
-def test_a_processor_without_torchvision_says_what_brings_it(made, tmp_path, family):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
-    (tmp_path / "processor_config.json").write_text(json.dumps(NEEDS_TORCHVISION[family]))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(made / name, tmp_path / name)
-
-    with pytest.raises(VictorError) as raised:
-        checkpoint.load_processor(tmp_path)
-
-    assert raised.value.problem == f"{tmp_path}: its processor needs torchvision, which is not here"
-    assert raised.value.fix == "pip install 'victorctl[video]', which brings it"
-
-
-def test_smolvlms_processor_without_num2words_says_what_brings_it(tmp_path, monkeypatch):
-    PROCESSORS["smolvlm"]().save_pretrained(tmp_path)
-    monkeypatch.setattr(processing_smolvlm, "num2words", None)
-
-    with pytest.raises(VictorError) as raised:
-        checkpoint.load_processor(tmp_path)
-
-    assert raised.value.problem == f"{tmp_path}: its processor needs num2words, which is not here"
-    assert raised.value.fix == "pip install 'victorctl[video]', which brings it"
-
-
-def test_a_processor_that_needs_yet_another_package_says_what_transformers_says(
-    tmp_path, monkeypatch
-):
-    def load(*_args, **_options):
-        raise ImportError("\nXProcessor requires the xyz library")
-
-    monkeypatch.setattr(checkpoint.AutoProcessor, "from_pretrained", load)
-    with pytest.raises(VictorError, match=r"not here \(XProcessor requires the xyz library\)"):
-        checkpoint.load_processor(tmp_path)
-
-
-def test_what_brings_packages_that_processors_need_is_an_extra_of_ours():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-
-    assert set(checkpoint.PACKAGES) == set(project["optional-dependencies"]["video"])
