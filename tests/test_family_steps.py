@@ -1,7 +1,8 @@
 """One training step of families whose pictures are not one run of placeholders, or of any size.
 
 Faults planted and caught: the shared prefix ends with the picture and not with its first run; the
-features of a row's pictures are shared out by pictures and not by tokens.
+features of a row's pictures are shared out by pictures and not by tokens; pictures with nothing
+between them do not share their run; any processor is asked as LLaVA's is.
 """
 
 import copy
