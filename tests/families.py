@@ -208,11 +208,12 @@ TIMM = [
 """Families whose towers need timm."""
 
 
-def tiny_family(name: str) -> PreTrainedModel:
-    """Build a family's native class, tiny, with weights that all matter."""
+def tiny_family(name: str, **vision: Any) -> PreTrainedModel:
+    """Build a family's native class, tiny, with weights that all matter; `vision` goes to it."""
     tiny = FAMILIES[name]
     text = CONFIG_MAPPING[tiny.text](**{**TEXT, "vocab_size": 160})  # room for words of processors
-    config = CONFIG_MAPPING[name](text_config=text, **tiny.config)
+    seeing = {"vision_config": {**tiny.config["vision_config"], **vision}}
+    config = CONFIG_MAPPING[name](text_config=text, **{**tiny.config, **seeing})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)](config).eval()

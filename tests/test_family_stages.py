@@ -3,8 +3,8 @@
 import pytest
 from transformers import AutoModelForImageTextToText
 
-from tests.families import tiny_family
-from tests.test_family_steps import PROCESSORS
+from tests.processors import PROCESSORS, tiny_family
+from tests.test_family_steps import SIZES
 from tests.tiny import tiny_data
 from victorctl import checkpoint, convert, evaluate, finetune
 from victorctl.recipe import Run, load_recipe
@@ -16,7 +16,7 @@ from victorctl.recipe import Run, load_recipe
 def test_it_is_converted_trained_and_measured(tmp_path, name, rung):
     tiny_family(name).save_pretrained(tmp_path / "source")
     PROCESSORS[name]().save_pretrained(tmp_path / "source")
-    data = tiny_data(tmp_path / "data", count=4)
+    data = tiny_data(tmp_path / "data", count=4, images=(1, 2), sizes=SIZES)
     flags = {
         **{"victor.registers": 3, "victor.drop_layer": 2, "data.train": str(data)},
         **{

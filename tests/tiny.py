@@ -121,30 +121,44 @@ def tiny_model(
     return model
 
 
-def tiny_processor(template: str = TEMPLATE) -> LlavaProcessor:
-    """Build the processor of `tiny_llava`: words split at spaces, lower case, <s> in front."""
-    words = Tokenizer(models.WordLevel(_vocabulary(), unk_token="<unk>"))
+def tiny_tokenizer(
+    placeholder: str = "<image>", special: Sequence[str] = (), **named: str
+) -> PreTrainedTokenizerFast:
+    """Build a tokenizer: words split at spaces, lower case, <s> in front.
+
+    Args:
+        placeholder: Spelling of a visual token.
+        special: Further tokens that are never split.
+        named: Those of them that processors ask the tokenizer for, such as `image_token`.
+    """
+    known = {placeholder if word == "<image>" else word: id for word, id in _vocabulary().items()}
+    words = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
     words.normalizer = normalizers.Lowercase()
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
-    tokenizer = PreTrainedTokenizerFast(
+    words.add_special_tokens([*special])
+    return PreTrainedTokenizerFast(
         tokenizer_object=words,
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
-        additional_special_tokens=["<image>"],
+        extra_special_tokens=named or [placeholder],
         padding_side="left",
         model_max_length=512,
     )
+
+
+def tiny_processor(template: str = TEMPLATE) -> LlavaProcessor:
+    """Build the processor of `tiny_llava`."""
     pictures = CLIPImageProcessorPil(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
     )
     return LlavaProcessor(
         pictures,
-        tokenizer,
+        tiny_tokenizer(),
         patch_size=8,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,  # the class token, which "default" takes off again
@@ -190,21 +204,39 @@ def tiny_rows(count: int = 4, *, questions: int = 2, images: Sequence[int] = (1,
     return rows
 
 
-def tiny_data(folder: Path, count: int = 4) -> Path:
-    """Write rows of one picture and two turns in LLaVA's format, and return the .json file."""
+def tiny_data(
+    folder: Path,
+    count: int = 4,
+    *,
+    images: Sequence[int] = (1,),
+    sizes: Sequence[tuple[int, int]] = ((32, 32),),
+) -> Path:
+    """Write rows of two turns in LLaVA's format, and return the .json file.
+
+    Args:
+        folder: New, or it has the same rows.
+        count: Of rows.
+        images: Pictures of a row, in turn.
+        sizes: Width and height of pictures, in turn.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows, drawn = [], 0
     for index in range(count):
-        tiny_picture(index).save(folder / f"{index}.png")
+        files = []
+        for _ in range(images[index % len(images)]):
+            files.append(f"{drawn}.png")
+            tiny_picture(drawn, sizes[drawn % len(sizes)]).save(folder / files[-1])
+            drawn += 1
         texts = [
             " ".join(part["text"] for part in message["content"] if part["type"] == "text")
             for message in tiny_conversation(turns=2, seed=index).messages
         ]
-        texts[0] = f"<image>\n{texts[0]}"
+        texts[0] = "<image>\n" * len(files) + texts[0]
         turns = [
             {"from": ("human", "gpt")[place % 2], "value": text} for place, text in enumerate(texts)
         ]
-        rows.append({"id": f"row-{index}", "image": f"{index}.png", "conversations": turns})
+        shown = files if len(files) > 1 else files[0]
+        rows.append({"id": f"row-{index}", "image": shown, "conversations": turns})
     path = folder / "data.json"
     path.write_text(json.dumps(rows), encoding="utf-8")
     return path

@@ -29,6 +29,7 @@ from victorctl.sources import (
 )
 
 CODE = Path(modeling_victor.__file__)
+PACKAGES = ("num2words", "torchvision")  # that processors need, and the extra `video` brings
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 USED = (*SMALL_FILES, LINEAGE, BASE_INDEX, "*.safetensors")
 
@@ -84,7 +85,7 @@ def refusing_values(place: object) -> Iterator[None]:
 
 def _in_short(error: Exception) -> str:
     """Say what transformers says, without its lists of everything it knows."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line.strip() for line in str(error).strip().splitlines()]
     return shorten(" ".join(lines[:2]), 160, placeholder=" ...")
 
 
@@ -237,20 +238,27 @@ def load_processor(folder: Path) -> Any:
     """Load the processor of a model folder.
 
     Raises:
-        VictorError: If there is none that transformers can load.
+        VictorError: If there is none that transformers can load, or it needs another package.
     """
     try:
         return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-    except ImportError as error:  # of videos, there is none without torchvision
-        raise VictorError(
-            f"{folder}: its processor needs another package ({_in_short(error)})",
-            fix="pip install 'victorctl[video]', which brings torchvision",
-        ) from error
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
+        if isinstance(error, ImportError) or "Missing optional dependencies" in str(error):
+            raise _needs_package(folder, error) from error
         raise VictorError(
             f"{folder}: no processor that transformers can load ({_in_short(error)})",
             fix="copy the base model's processor and tokenizer files into the folder",
         ) from error
+
+
+def _needs_package(folder: Path, error: Exception) -> VictorError:
+    """Name the package that a processor lacks, from what transformers says."""
+    for package in PACKAGES:
+        if package in str(error).lower():
+            problem = f"{folder}: its processor needs {package}, which is not here"
+            return VictorError(problem, fix="pip install 'victorctl[video]', which brings it")
+    problem = f"{folder}: its processor needs a package that is not here ({_in_short(error)})"
+    return VictorError(problem, fix="install the package that transformers names")
 
 
 def load(folder: Path, run: Run | None = None) -> VictorMixin:

@@ -123,7 +123,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
     shape = cost.shape_of(config)
     _check_shape(shape, source)
     notes = list(translation.remarks) if translation else _check_flags(source, family, recipe)
-    notes += _check_processor(source, family, recipe)
+    notes += _check_processor(source, recipe)
     victor = recipe.victor
     if not has_processor(source.folder):
         victor = victor.model_copy(update={"init": "embeddings"})
@@ -146,7 +146,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
     return plan
 
 
-def _check_processor(source: Source, family: Family, recipe: Recipe) -> list[str]:
+def _check_processor(source: Source, recipe: Recipe) -> list[str]:
     """Say what lacks beside the weights, and refuse a processor that another package is needed for.
 
     Raises:
@@ -157,7 +157,7 @@ def _check_processor(source: Source, family: Family, recipe: Recipe) -> list[str
         notes.append(f"{source.name} has no processor: only weights and config.json are converted")
         if recipe.victor.init == "visual":
             notes.append("without a processor, registers are drawn like token embeddings")
-    elif not family.fixed:
+    else:
         load_processor(source.folder)
     if not has_chat_template(source.folder):
         notes.append(f"{source.name} has no chat template: finetune and eval will ask for one")

@@ -88,7 +88,8 @@ FAMILIES = (
         "got_ocr2",
         "GotOcr2ForConditionalGeneration",
         "VictorGotOcr2",
-        "one set of registers for all tiles of a picture",
+        "one set of registers for all tiles of a picture; finetune and eval need a chat template, "
+        "which its folders lack",
     ),
     Family(
         "idefics3",
@@ -112,7 +113,8 @@ FAMILIES = (
         "perception_lm",
         "PerceptionLMForConditionalGeneration",
         "VictorPerceptionLM",
-        "pictures and videos, one set of registers for all tiles or frames; its tower needs timm",
+        "pictures and videos, one set of registers for all tiles or frames, and for pictures with "
+        "nothing between them; its tower needs timm",
     ),
     Family(
         "smolvlm",

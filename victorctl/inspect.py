@@ -18,8 +18,8 @@ from victorctl.checkpoint import (
     weight_files,
 )
 from victorctl.conversion import default_drop_layer
-from victorctl.data.batches import process
 from victorctl.data.conversations import Row
+from victorctl.data.pictures import process
 from victorctl.errors import VictorError
 from victorctl.families import Family, family_of, is_original
 from victorctl.features import count_visual_tokens

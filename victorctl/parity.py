@@ -12,7 +12,9 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from victorctl.checkpoint import load_config, load_processor, quiet_loading
-from victorctl.data.batches import to_model
+from victorctl.data.batches import join_images, to_model
+from victorctl.data.conversations import Row
+from victorctl.data.pictures import process
 from victorctl.data.scenes import scene
 from victorctl.errors import CheckFailed, VictorError
 from victorctl.families import OTHER_BACKBONE, Family
@@ -130,8 +132,9 @@ def _run_whole_and_cut(text: nn.Module, hidden: Tensor, drop_layer: int) -> tupl
 
 def pictures(folder: Path, count: int) -> dict[str, Tensor]:
     """Draw the demo's scenes and process them as the folder's own processor does."""
-    drawn = [scene(seed, "train").picture() for seed in range(count)]
-    return dict(load_processor(folder).image_processor(images=drawn, return_tensors="pt"))
+    processor = load_processor(folder)
+    drawn = [Row("", (scene(seed, "train").picture(),), ()) for seed in range(count)]
+    return join_images([process(row, processor)[0] for row in drawn])
 
 
 def visual_tokens(model: nn.Module, pixels: Mapping[str, Tensor]) -> list[Tensor]:

@@ -8,6 +8,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlavaNextImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
+from tests.processors import PROCESSORS
 from tests.tiny import (
     TEMPLATE,
     VISUAL_TOKENS,
@@ -217,12 +218,15 @@ def test_a_row_splits_into_those_that_share_a_prefix():
     assert first.images is second.images is row.images
 
 
-def test_answers_after_a_picture_in_a_later_turn_are_found_behind_its_placeholders():
+@pytest.mark.parametrize("make", [tiny_processor, PROCESSORS["aya_vision"]])  # <image> is no token
+@pytest.mark.parametrize("template", [TEMPLATE, unmarked(TEMPLATE)])
+def test_answers_after_a_picture_in_a_later_turn_are_found_behind_its_placeholders(make, template):
     look = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "and this ?"}]}
     cat = {"role": "assistant", "content": [{"type": "text", "text": "cat"}]}
     first = tiny_conversation(seed=1).messages
     row = Row("row", (tiny_picture(0), tiny_picture(1)), (Conversation((*first, look, cat)),))
-    processor = tiny_processor()
+    processor = make()
+    processor.chat_template = template
     (encoded,) = encode(row, processor).conversations
 
     assert answers(encoded, processor) == [first[1]["content"][0]["text"], "cat </s>"]

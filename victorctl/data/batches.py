@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from victorctl.data import chats
 from victorctl.data.conversations import Row
+from victorctl.data.pictures import process
 from victorctl.errors import VictorError
 
 IGNORED = -100  # label of a position without loss
@@ -172,6 +173,8 @@ def _tokenize(
 ) -> EncodedRow:
     """Tokenize rendered conversations, label their answers, and expand their placeholders."""
     images, pictures = process(row, processor)
+    pairs = [_spell(*pair, processor) for pair in zip(texts, answers, strict=True)]
+    texts, answers = zip(*pairs, strict=True)
     bos = processor.tokenizer.bos_token
     tokens = processor.tokenizer(
         [*texts],
@@ -185,20 +188,19 @@ def _tokenize(
     return EncodedRow(images, tuple(expanded))
 
 
-def process(row: Row, processor: ProcessorMixin) -> tuple[dict[str, Tensor], list[list[int]]]:
-    """Make a row's tensors, and for each picture the tokens that stand for it."""
-    if not row.images:
-        return {}, []
-    processed = processor(
-        images=[row.pictures()],
-        text=[processor.image_token * len(row.images)],
-        images_kwargs={"return_tensors": "pt"},
-        text_kwargs={"return_tensors": None},  # so tensors are what the pictures became
-        return_text_replacement_offsets=True,
-    )
-    images = {name: value for name, value in processed.items() if isinstance(value, Tensor)}
-    texts = [picture["replacement"] for picture in processed["text_replacement_offsets"][0]]
-    return images, processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+def _spell(
+    text: str, answers: Sequence[chats.Span], processor: ProcessorMixin
+) -> tuple[str, list[chats.Span]]:
+    """Write the token of pictures where chats name them otherwise, as AyaVision's do.
+
+    Returns:
+        The text, and where its answers are now.
+    """
+    name = processor.image_token
+    token = processor.tokenizer.convert_ids_to_tokens(processor.image_token_id)
+    gain = len(token) - len(name)
+    moved = [[place + gain * text.count(name, 0, place) for place in span] for span in answers]
+    return text.replace(name, token), [(start, end) for start, end in moved]
 
 
 def _label(ids: list[int], offsets: list[chats.Span], answers: Sequence[chats.Span]) -> list[int]:
@@ -228,7 +230,9 @@ def _expand(
         labels[place : place + 1] = [IGNORED] * len(picture)
     if not places:
         return Encoded(ids, labels, 0)
-    visual = [place for place, token in enumerate(pictures[0]) if token == placeholder]
-    if by_runs:
+    visual = [place for place, token in enumerate(ids) if token == placeholder]
+    if by_runs:  # which pictures with nothing between them share
         visual = [place for rank, place in enumerate(visual) if place == visual[0] + rank]
-    return Encoded(ids, labels, places[0] + visual[-1] + 1)
+    else:
+        visual = visual[: pictures[0].count(placeholder)]
+    return Encoded(ids, labels, visual[-1] + 1)
