@@ -106,6 +106,7 @@ class Keeping:
 class _Handler(BaseHTTPRequestHandler):
     hub: Keeping
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def _serve(self) -> None:
         parts = urlsplit(self.path)
@@ -251,7 +252,18 @@ class _Handler(BaseHTTPRequestHandler):
         if not self.allowed() or not (found := self.repo(name, revision)):
             return
         repo, parent = found
-        files, header = dict(repo.commits[parent]), {}
+        header, files = self.changed(dict(repo.commits[parent]))
+        if header.get("parentCommit") not in (None, parent):
+            self.answer(412, {"error": "A commit has happened since. Please refresh."})
+            return
+        oid = repo.commit(files, header["summary"])
+        made = {"commitUrl": f"{self.hub.url}/{name}/commit/{oid}", "commitOid": oid}
+        made["pullRequestUrl"] = self.put_on(repo, oid, name, revision)
+        self.answer(200, {"success": True, **made})
+
+    def changed(self, files: dict[str, bytes]) -> tuple[dict[str, str], dict[str, bytes]]:
+        """Read what a commit says, and what it makes of the files."""
+        header = {}
         for line in map(json.loads, self.body.decode().splitlines()):
             value = line["value"]
             if line["key"] == "header":
@@ -262,20 +274,16 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = self.hub.blobs[value["oid"]]
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
-        if header.get("parentCommit") not in (None, parent):
-            self.answer(
-                412, {"error": "A commit has happened since. Please refresh and try again."}
-            )
-            return
-        oid, pull = repo.commit(files, header["summary"]), None
-        if "create_pr" in self.query:
-            repo.pulls += 1
-            repo.branches[f"refs/pr/{repo.pulls}"] = oid
-            pull = f"{self.hub.url}/{name}/discussions/{repo.pulls}"
-        else:
+        return header, files
+
+    def put_on(self, repo: Repo, oid: str, name: str, revision: str) -> str | None:
+        """Let a branch, or a new pull request, be at a commit."""
+        if "create_pr" not in self.query:
             repo.branches[revision] = oid
-        made = {"commitUrl": f"{self.hub.url}/{name}/commit/{oid}", "commitOid": oid}
-        self.answer(200, {"success": True, "pullRequestUrl": pull, **made})
+            return None
+        repo.pulls += 1
+        repo.branches[f"refs/pr/{repo.pulls}"] = oid
+        return f"{self.hub.url}/{name}/discussions/{repo.pulls}"
 
     def answer(self, status: int, content: object, headers: dict[str, str] | None = None) -> None:
         """Answer, or fail though all is done."""
