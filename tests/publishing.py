@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.tiny import tiny_data, tiny_llava
+from tests.tiny import tiny_data, tiny_llava, tiny_picture
 from victorctl import convert, evaluate, finetune
 from victorctl.push import push
 from victorctl.recipe import Run, load_recipe
@@ -29,6 +29,7 @@ def _made(rung: str) -> Path:
     convert(str(source), recipe=recipe, run=Run(out=converted, **how))
     finetune(converted, recipe=recipe, run=Run(out=place / "model", **how))
     evaluate(place / "model", recipe=recipe, run=Run(**how))
+    tiny_picture().save(place / "model" / "eval" / "tradeoff.png")  # nobody was right: no plot
     return place
 
 

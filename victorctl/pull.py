@@ -10,7 +10,7 @@ from victorctl.folders import check_output, writing
 from victorctl.recipe import Run
 from victorctl.release import PUBLISHED, hash_weights
 from victorctl.runtime import say
-from victorctl.sources import LINEAGE, Source, check_fetched, fetch_weights, open_source
+from victorctl.sources import LINEAGE, Source, check_fetched, fetch_weights, open_source, read_json
 
 
 def pull(repo: str, *, revision: str | None = None, run: Run) -> dict[str, Any]:
@@ -35,7 +35,10 @@ def pull(repo: str, *, revision: str | None = None, run: Run) -> dict[str, Any]:
     source = open_source(repo, revision=revision)
     if source.is_here:
         raise VictorError(f"{repo}: a folder, not a model on the Hub", fix="give OWNER/NAME")
-    checkpoint.read_victor_config(source.folder)
+    if "victor" not in (read_json(source.folder / "config.json") or {}):
+        raise VictorError(
+            f"{repo}: not a Victor model", fix=f"victorctl convert {repo} --out {run.out}"
+        )
     fetch_weights(source, PUBLISHED)
     with writing(run.out, overwrite=run.overwrite) as folder:
         _copy(source, folder)

@@ -1,0 +1,200 @@
+"""The page of a model says what it is, what was measured, and what was not."""
+
+import json
+
+import pytest
+from huggingface_hub import ModelCard
+
+from tests import publishing
+from tests.hub import aim
+from tests.keeping import Keeping
+from victorctl.card import metadata_of, write_card
+from victorctl.errors import VictorError
+from victorctl.licence import Licence, find_licence
+from victorctl.release import prepare
+
+TERMS = Licence("llama2", found="you")
+SHA = "c0ffee" + 34 * "0"
+
+
+@pytest.fixture
+def model(tmp_path):
+    return publishing.trained(tmp_path)
+
+
+def edit(file, change):
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def from_hub(model, train="demo"):
+    """Let a model's base, and its data, be on the Hub."""
+
+    def change(record):
+        record["stages"][0]["source"] = {"name": "llava-hf/llava", "commit": SHA}
+        record["stages"][-1]["settings"]["data"]["train"] = train
+
+    edit(model / "victor.json", change)
+
+
+def measured(model, **more):
+    """Let a report say that something was kept."""
+    shown = {"accuracy": {"model": 0.75, "base": 0.8}, "kept": 0.9375, "interval": [0.9, 0.97]}
+    shown["by_type"] = {}
+    shown["baselines"] = {"pool": {"accuracy": 0.6, "kept": 0.75, "mean_visual_tokens": 9.0}}
+    edit(model / "eval" / "report.json", lambda report: report.update(shown | more))
+
+
+def card(model, own="", licence=TERMS, **how):
+    return write_card(prepare(model, quiet=True, **how), "ada/victor-cats", licence, own)
+
+
+def test_its_metadata_are_what_the_hub_reads(model):
+    from_hub(model, train="ada/cats")
+    measured(model)
+
+    data = ModelCard(card(model)).data
+
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "image-text-to-text")
+    assert (data.base_model, data.base_model_relation) == ("llava-hf/llava", "finetune")
+    assert (data.license, data.datasets) == ("llama2", ["ada/cats"])
+    assert {"victor", "custom_code"} <= set(data.tags)
+    found = {result.metric_name: result.metric_value for result in data.eval_results}
+    assert (data.model_name, found) == (
+        "victor-cats",
+        {"accuracy": 75.0, "accuracy kept": 93.75},
+    )
+    assert {result.dataset_name for result in data.eval_results} == {"data.json"}
+
+
+def test_a_base_and_data_that_are_not_on_the_hub_are_not_linked(model):
+    data = ModelCard(card(model)).data.to_dict()
+    assert not data.keys() & {"base_model", "base_model_relation", "datasets"}
+
+
+def test_it_says_what_was_measured_how_and_of_which_weights(model):
+    measured(model)
+    report = json.loads((model / "eval" / "report.json").read_text())
+
+    text = card(model)
+
+    assert "Victor with 3 registers keeps **93.8 %** of its base's accuracy" in text
+    assert "| all | 4 | 80.0 % | 75.0 % | 93.7 % |" in text
+    assert "| pool | 9 | 60.0 % | 75.0 % |" in text
+    assert report["settings"]["command"] in text
+    assert report["weights_sha256"] in text
+    assert "![Accuracy kept against mean visual tokens per layer](tradeoff.png)" in text
+    assert "| rung | register-lora |" in text
+    assert "| steps | 1 |" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({}, "4 questions of data.json were asked; what it keeps on others"),
+        ({}, "No speed was measured."),
+        ({"baselines": {}}, "It was not compared with simpler ways"),
+        ({"omissions": ["The tower is not counted."]}, "* The tower is not counted."),
+    ],
+)
+def test_it_says_what_was_not_measured(model, change, sentence):
+    measured(model, **change)
+    assert sentence in card(model).split("## Limits")[1]
+
+
+def test_without_a_report_it_claims_nothing(model):
+    (model / "eval" / "report.json").unlink()
+
+    text = card(model)
+
+    assert "## Results\n\nNothing was measured.\n" in text
+    assert "model-index" not in text
+    assert "tradeoff" not in text
+
+
+def test_a_changed_base_and_missing_training_are_named(tmp_path):
+    assert "were **changed**" in card(publishing.trained(tmp_path, "lora"))
+    text = card(publishing.converted(tmp_path), untrained=True)
+    assert "None: the registers are as they were drawn." in text
+    assert "Its registers were never trained" in text
+    assert "byte for byte" in text
+
+
+def test_written_again_it_is_the_same(model):
+    text = card(model)
+    assert card(model, own=text) == text
+
+
+def test_a_page_without_marks_stays_above(model):
+    own = "---\nlicense: mit\ntags:\n- mine\nextra: 1\n---\n# Mine\n\nMy text.\n"
+
+    text = card(model, own=own)
+
+    data = metadata_of(text)
+    assert (data["license"], data["extra"]) == ("llama2", 1)
+    assert "mine" in data["tags"]
+    assert text.index("My text.") < text.index("## Use")
+    assert card(model, own=text) == text
+
+
+def test_damaged_metadata_are_refused(model):
+    with pytest.raises(VictorError, match=r"README.md: its metadata are not YAML"):
+        card(model, own="---\na: [\n---\n")
+
+
+# ---- Licences ------------------------------------------------------------------------------------
+
+DEMO, HUB = {"name": "demo", "commit": None}, {"name": "llava-hf/llava", "commit": SHA}
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    with Keeping() as keeping:
+        aim(monkeypatch, tmp_path / "cache", keeping.url)
+        repo = keeping.make("llava-hf/llava", {"README.md": b"---\nlicense: gemma\n---\n"})
+        repo.commits[SHA] = repo.commits[repo.branches["main"]]
+        yield keeping
+
+
+def test_the_licence_is_the_users_word_else_the_pages_else_the_bases(hub):
+    page = {"license": "mit"}
+    assert find_licence("llama2", page, HUB, "m").license == "llama2"
+    assert find_licence(None, page, HUB, "m").license == "mit"
+    assert find_licence(None, {"license": "unknown"}, HUB, "m") == Licence(
+        "gemma", found="llava-hf/llava"
+    )
+    assert find_licence(None, {}, DEMO, "m").license == "apache-2.0"
+
+
+def test_a_licence_of_another_kind_keeps_its_name_and_link():
+    page = {"license": "other", "license_name": "cats", "license_link": "https://example.org"}
+    found = find_licence(None, page, DEMO, "m")
+    assert found.metadata() == page
+
+
+@pytest.mark.parametrize("origin", [{"name": "llava", "commit": None}, {}, HUB])
+def test_a_licence_that_nobody_knows_is_asked_for(hub, origin):
+    repo = hub.repos["llava-hf/llava"]
+    repo.commits[SHA] = {"README.md": b""}
+    with pytest.raises(VictorError, match=r"is not known\n  fix: add --set push.license=ID"):
+        find_licence(None, {}, origin, "m")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        {"license": "cc-by-nc-nd-4.0"},
+        {"license": "cc-by-nd-4.0"},
+        {"license": "other", "license_name": "research-no-derivatives"},
+        {"license": "other", "license_name": "NoDerivatives 1.0"},
+    ],
+)
+def test_a_licence_that_allows_no_derivatives_is_refused(page):
+    with pytest.raises(VictorError, match="which allows nobody to publish derivatives"):
+        find_licence(None, page, DEMO, "m")
+
+
+@pytest.mark.parametrize("name", ["cc-by-nc-4.0", "llama2", "mit", "cc-by-sa-4.0", "bsd-3-clause"])
+def test_other_licences_are_passed_on(name):
+    assert find_licence(None, {"license": name}, DEMO, "m").license == name
