@@ -80,7 +80,7 @@ def test_it_says_what_was_measured_how_and_of_which_weights(model):
     text = card(model)
 
     assert "Victor with 3 registers keeps **93.8 %** of its base's accuracy" in text
-    assert "| all | 4 | 80.0 % | 75.0 % | 93.7 % |" in text
+    assert "| all | 4 | 80.0 % | 75.0 % | 93.8 % |" in text
     assert "| pool | 9 | 60.0 % | 75.0 % |" in text
     assert report["settings"]["command"] in text
     assert report["weights_sha256"] in text

@@ -15,7 +15,18 @@ from victorctl.errors import CheckFailed, VictorError
 from victorctl.recipe import Recipe, Run
 from victorctl.sources import DEMO
 
-COMMANDS = ("demo", "convert", "finetune", "eval", "inspect", "families", "doctor", "recipes")
+COMMANDS = (
+    "demo",
+    "convert",
+    "finetune",
+    "eval",
+    "push",
+    "pull",
+    "inspect",
+    "families",
+    "doctor",
+    "recipes",
+)
 
 
 @pytest.fixture
@@ -36,6 +47,9 @@ def stages(monkeypatch):
     stand_in("finetune", "finetune", {"out": "o", "steps": 3})
     stand_in("evaluate", "evaluate", {"accuracy": {"model": 0.5}, "report": "o/eval/report.html"})
     stand_in("inspect", "inspect", {"family": "llava", "victor": None})
+    stand_in("push", "push", {"repo": "ada/victor", "files": []})
+    sys.modules["victorctl.push"].table = lambda _result: "the table"
+    stand_in("pull", "pull", {"out": "o"})
     stand_in("demo", "demo", {"folder": "d", "eval": {"accuracy": 0.5}})
     stand_in("families", "describe", {"families": [{"family": "llava"}]})
     stand_in("report", "table", "the table")
@@ -223,6 +237,9 @@ def test_a_recipe_of_ours_is_found_by_name(victorctl, stages):
         ("finetune m --out o --data demo", "victorctl eval o --data demo:test"),
         ("finetune m --out o --set eval.data=b.json", "victorctl eval o --data b.json"),
         ("eval m", "python -m webbrowser o/eval/report.html"),
+        ("push m ada/victor", "victorctl pull ada/victor --out FOLDER"),
+        ("push m ada/victor --dry-run", "the same without --dry-run"),
+        ("pull ada/victor --out o", "victorctl inspect o"),
         ("demo", "victorctl convert llava-hf/llava-1.5-7b-hf --out victor-7b"),
     ],
 )
@@ -237,6 +254,8 @@ def test_a_stage_ends_with_the_next_command_on_stderr(victorctl, stages, argumen
         ("convert m --out o", "convert", "family"),
         ("finetune m --out o", "finetune", "steps"),
         ("eval m", "eval", "report"),
+        ("push m ada/victor", "push", "files"),
+        ("pull ada/victor --out o", "pull", "out"),
         ("demo", "demo", "folder"),
         ("inspect m", "inspect", "family"),
         ("families", "families", "families"),
@@ -293,7 +312,7 @@ def test_the_example_of_every_command_runs(victorctl, stages, name, tmp_path, mo
 
 
 def test_every_command_says_in_one_line_what_it_does(victorctl):
-    assert len(EXAMPLES) == 10
+    assert len(EXAMPLES) == 12
     for info in (*cli.app.registered_commands, *cli.recipes_app.registered_commands):
         about, empty, example = info.callback.__doc__.strip().splitlines()
         assert (about[-1], empty, example.split()[0]) == (".", "", "Example:")
@@ -356,7 +375,7 @@ def test_command_bodies_are_straight_lines():
         and any("command" in ast.dump(d) for d in node.decorator_list)
     ]
 
-    assert len(commands) == 10
+    assert len(commands) == 12
     for command in commands:
         found = [type(node).__name__ for node in ast.walk(command) if isinstance(node, branches)]
         assert not found, f"{command.name} has {found}"

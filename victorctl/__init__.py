@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from victorctl.errors import VictorError
     from victorctl.evaluate import evaluate
     from victorctl.finetune import finetune
+    from victorctl.pull import pull
+    from victorctl.push import push
     from victorctl.recipe import Recipe, Run, load_recipe
 
 __all__ = [
@@ -27,6 +29,8 @@ __all__ = [
     "finetune",
     "load",
     "load_recipe",
+    "pull",
+    "push",
 ]
 __version__ = "0.1.0"
 
@@ -39,6 +43,8 @@ _HOME = {
     "finetune": "finetune",
     "load": "checkpoint",
     "load_recipe": "recipe",
+    "pull": "pull",
+    "push": "push",
 }
 
 

@@ -2,7 +2,7 @@
 
 import fnmatch
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
@@ -196,29 +196,6 @@ def weight_map(index: Path, suffix: str = ".safetensors") -> dict[str, str]:
             problem = f"{index}: shard {name!r} is no {suffix.removeprefix('.')} file"
             raise VictorError(problem, fix="use another copy of the model")
     return found
-
-
-def check_index(
-    place: object, promised: Mapping[str, str], shards: Mapping[str, Iterable[weights.Entry]]
-) -> None:
-    """Refuse an index that says something else than its shards.
-
-    Args:
-        place: The model, for the error.
-        promised: What `weight_map` gives.
-        shards: By file name, the tensors that are in it.
-
-    Raises:
-        VictorError: If a tensor is in no shard, in another, or in one and not in the index.
-    """
-    found = [(entry.name, shard) for shard, entries in shards.items() for entry in entries]
-    if lost := promised.keys() - dict(found).keys():
-        problem = f"{len(lost)} tensors are in no shard, such as {min(lost)}"
-        raise VictorError(f"{place}: {problem}", fix=weights.AGAIN)
-    for name, shard in found:
-        if promised.get(name) != shard:
-            problem = f"tensor {name} is in {shard}, and the index says {promised.get(name)}"
-            raise VictorError(f"{place}: {problem}", fix=weights.AGAIN)
 
 
 def has_processor(folder: Path) -> bool:

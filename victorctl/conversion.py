@@ -9,7 +9,6 @@ import transformers
 
 from victorctl import cost, weights
 from victorctl.checkpoint import (
-    check_index,
     check_plain,
     has_chat_template,
     has_processor,
@@ -226,7 +225,7 @@ def check_files(plan: Plan, run: Run) -> Files:
     shards = {path.name: weights.read_entries(path) for path in paths}
     entries = [entry for found in shards.values() for entry in found]
     if len(shards) > 1:
-        check_index(plan.source.name, weight_map(plan.source.folder / BASE_INDEX), shards)
+        weights.check_index(plan.source.name, weight_map(plan.source.folder / BASE_INDEX), shards)
     formats = _formats(plan, entries)
     _check_numbers(plan, entries)
     files = Files(paths, *formats)

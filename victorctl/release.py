@@ -154,7 +154,7 @@ def hash_weights(folder: Path, *, quiet: bool) -> dict[str, str]:
     """
     files = [*checkpoint.weight_files(folder), folder / WEIGHTS]
     shards = {file.name: weights.read_entries(file) for file in files}
-    checkpoint.check_index(folder, checkpoint.weight_map(folder / INDEXES[1]), shards)
+    weights.check_index(folder, checkpoint.weight_map(folder / INDEXES[1]), shards)
     total = sum(file.stat().st_size for file in files)
     with reading("checking weights", total, quiet=quiet) as advance:
         return {file.name: weights.checked_sha256(file, advance) for file in files}

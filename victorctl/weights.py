@@ -331,6 +331,29 @@ def chunks(
                 yield entry, stream.read(min(length, entry.stop - start))
 
 
+def check_index(
+    place: object, promised: Mapping[str, str], shards: Mapping[str, Iterable[Entry]]
+) -> None:
+    """Refuse an index that says something else than its shards.
+
+    Args:
+        place: The model, for the error.
+        promised: What `checkpoint.weight_map` gives.
+        shards: By file name, the tensors that are in it.
+
+    Raises:
+        VictorError: If a tensor is in no shard, in another, or in one and not in the index.
+    """
+    found = [(entry.name, shard) for shard, entries in shards.items() for entry in entries]
+    if lost := promised.keys() - dict(found).keys():
+        problem = f"{len(lost)} tensors are in no shard, such as {min(lost)}"
+        raise VictorError(f"{place}: {problem}", fix=AGAIN)
+    for name, shard in found:
+        if promised.get(name) != shard:
+            problem = f"tensor {name} is in {shard}, and the index says {promised.get(name)}"
+            raise VictorError(f"{place}: {problem}", fix=AGAIN)
+
+
 def check_finite(data: bytes, entry: Entry, file: Path, when: str = "") -> None:
     """Refuse NaN and infinity among the numbers of a tensor.
 

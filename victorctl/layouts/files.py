@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from victorctl import weights
-from victorctl.checkpoint import check_index, weight_map
+from victorctl.checkpoint import weight_map
 from victorctl.errors import VictorError
 from victorctl.sources import BASE_INDEX, BASE_WEIGHTS, BIN_INDEX
 from victorctl.weights import AGAIN, CHUNK, Entry
@@ -55,7 +55,7 @@ def find(folder: Path) -> list[Path]:
             )
     shards = {path.name: entries(path) for path in paths}
     index = BIN_INDEX if names[0].endswith(".bin") else BASE_INDEX
-    check_index(folder, weight_map(folder / index, Path(names[0]).suffix), shards)
+    weights.check_index(folder, weight_map(folder / index, Path(names[0]).suffix), shards)
     return paths
 
 
