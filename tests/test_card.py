@@ -68,6 +68,22 @@ def test_its_metadata_are_what_the_hub_reads(model):
     assert {result.dataset_name for result in data.eval_results} == {"data.json"}
 
 
+def test_it_names_no_path_of_this_machine(model):
+    measured(model)
+    file = model / "eval" / "report.json"
+    edit(file, lambda report: report["settings"].update(command="eval m --data /home/ada/c.json"))
+    edit(
+        model / "victor.json",
+        lambda record: record["stages"][-1]["settings"]["data"].update(train="/home/ada/c.json"),
+    )
+
+    text = card(model)
+
+    assert "/home" not in text
+    assert "eval m --data c.json" in text
+    assert "| train | c.json |" in text
+
+
 def test_a_base_and_data_that_are_not_on_the_hub_are_not_linked(model):
     data = ModelCard(card(model)).data.to_dict()
     assert not data.keys() & {"base_model", "base_model_relation", "datasets"}
@@ -179,6 +195,11 @@ def test_a_licence_that_nobody_knows_is_asked_for(hub, origin):
     repo.commits[SHA] = {"README.md": b""}
     with pytest.raises(VictorError, match=r"is not known\n  fix: add --set push.license=ID"):
         find_licence(None, {}, origin, "m")
+
+
+def test_without_the_hub_a_licence_may_stay_unknown():
+    assert find_licence(None, {}, HUB, "m", online=False).license == "unknown"
+    assert find_licence(None, {}, DEMO, "m", online=False).license == "apache-2.0"
 
 
 @pytest.mark.parametrize(

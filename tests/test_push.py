@@ -265,6 +265,14 @@ def test_every_refusal_is_a_sentence_and_leaves_the_remote_as_it_was(hub, model,
     assert tried >= (the_hub.TRIES if status in the_hub.LATER else 1)
 
 
+def test_a_full_storage_is_named_whatever_its_status(hub, model):
+    hub.make("ada/victor")
+    said = "You have exceeded your private storage quota."
+    hub.faults = [Fault(ROUTES["batch"], 403, message=said)]
+    with pytest.raises(VictorError, match=rf"your storage is full \(403: {said}\)\n  fix: free"):
+        run(model)
+
+
 @pytest.mark.parametrize("route", [route for route in ROUTES if route != "create"])
 def test_what_passes_is_tried_again_until_it_went_well(hub, model, route, capsys):
     hub.make("ada/victor")

@@ -28,8 +28,16 @@ class Licence:
         return {key: getattr(self, key) for key in KEYS if getattr(self, key)}
 
 
+UNASKED = Licence("unknown", found="nobody, as the Hub was not asked,")
+
+
 def find_licence(
-    given: str | None, card: Mapping[str, Any], origin: Mapping[str, Any], folder: object
+    given: str | None,
+    card: Mapping[str, Any],
+    origin: Mapping[str, Any],
+    folder: object,
+    *,
+    online: bool = True,
 ) -> Licence:
     """Find a model's licence.
 
@@ -38,12 +46,15 @@ def find_licence(
         card: Metadata that the model's own card has already.
         origin: What the model was made from, as `victor.json` names it.
         folder: The model, for errors.
+        online: Whether the Hub can be asked; without it, a base's licence may stay unknown.
 
     Raises:
         VictorError: If nobody names it, or it allows no derivatives.
     """
     found = (
-        _read({"license": given}, "you") or _read(card, "the model's own card") or _of_base(origin)
+        _read({"license": given}, "you")
+        or _read(card, "the model's own card")
+        or (_of_base(origin) if online or not origin.get("commit") else UNASKED)
     )
     if found is None:
         raise VictorError(

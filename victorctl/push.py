@@ -90,7 +90,9 @@ def push(folder: Path, repo: str, *, recipe: Recipe, run: Run) -> dict[str, Any]
     say(f"asking {address} about {repo}", quiet=run.quiet)
     name, remote = _remote(repo, settings, dry_run=run.dry_run)
     own = _own_card(folder, name, remote)
-    licence = find_licence(settings.license, metadata_of(own), release.origin, folder)
+    licence = find_licence(
+        settings.license, metadata_of(own), release.origin, folder, online=remote is not None
+    )
     card = write_card(release, name, licence, own).encode()
     release = replace(
         release, files=release.files | {CARD: card}, hashes=release.hashes | {CARD: hash_of(card)}

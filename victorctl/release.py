@@ -46,9 +46,9 @@ class Release:
     folder: Path
     config: dict[str, Any]
     stages: list[dict[str, Any]]
-    """What `victor.json` records."""
+    """What `victor.json` records, without paths."""
     report: dict[str, Any] | None
-    """Of an evaluation of these very weights."""
+    """Of an evaluation of these very weights, without paths."""
     files: dict[str, Path | bytes]
     """By path in the repository; bytes where they differ from the file's."""
     hashes: dict[str, str]
@@ -94,9 +94,14 @@ def prepare(
             _check_secrets(folder / name, content)
     hashes |= {name: hash_of(content) for name, content in files.items() if name not in hashes}
     return Release(
-        folder, config, stages, measured[1] if measured else None, files, hashes,
+        folder,
+        config,
+        scrubbed(stages),
+        scrubbed(measured[1]) if measured else None,
+        files,
+        hashes,
         sorted(_left_out(folder, files)),
-    )  # fmt: skip
+    )
 
 
 def _check_code(folder: Path) -> None:
