@@ -85,11 +85,14 @@ def test_no_registers_are_refused(count):
         load_recipe(flags={"victor.registers": count})
 
 
+STAGE = {"command": "convert", "parent_sha256": "", "weights_sha256": "", "base_intact": True}
+
+
 @pytest.mark.parametrize(
     ("stages", "fix"),
     [
         ([], "convert its base again"),
-        ([{"source": {"name": "llava-hf/llava"}}], "convert llava-hf/llava again"),
+        ([STAGE | {"source": {"name": "llava-hf/llava"}}], "convert llava-hf/llava again"),
     ],
 )
 def test_a_victor_model_is_not_converted_again(llava, stages, fix):

@@ -96,6 +96,7 @@ def elsewhere(folder, question, tmp_path_factory):
     return torch.load(work / "result.pt", weights_only=False) | {"saved": work / "saved"}
 
 
+@pytest.mark.slow
 def test_every_law_holds_on_a_machine_without_this_package(tmp_path):
     place = backbones.make(tmp_path / "cohere2", "cohere2")
 
