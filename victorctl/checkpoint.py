@@ -18,7 +18,7 @@ from victorctl.errors import VictorError
 from victorctl.families import family_of
 from victorctl.modeling_victor import VictorMixin
 from victorctl.recipe import Run
-from victorctl.runtime import attention, resolve
+from victorctl.runtime import attention, resolve, say
 from victorctl.sources import (
     ADAPTER,
     BASE_INDEX,
@@ -238,33 +238,39 @@ def _needs_package(folder: Path, error: Exception) -> VictorError:
     return VictorError(problem, fix="install the package that transformers names")
 
 
-def load(folder: Path, run: Run | None = None) -> VictorMixin:
+def load(folder: Path, run: Run | None = None, registers: int | None = None) -> VictorMixin:
     """Load a Victor model with this package's own class, in eval mode.
 
     Args:
         folder: What `convert`, `finetune` or the class's own `save_pretrained` wrote.
         run: Device, number format and attention; None: the best device, all as stored.
+        registers: How many to use; None for all.
 
     Raises:
         VictorError: If it is no Victor model, or is damaged.
     """
     family = family_of(read_config(Path(folder)), folder)
     cls = getattr(modeling_victor, family.ours)
-    return load_with(cls.from_pretrained, Path(folder), run or Run())
+    return load_with(cls.from_pretrained, Path(folder), run or Run(), registers)
 
 
-def load_with(from_pretrained: Callable[..., Any], folder: Path, run: Run) -> Any:
+def load_with(
+    from_pretrained: Callable[..., Any], folder: Path, run: Run, registers: int | None = None
+) -> Any:
     """Load a Victor model with a `from_pretrained` of transformers' kind, in eval mode.
 
     Args:
         from_pretrained: Of a class with registers, or one that finds such a class.
         folder: See `load`.
         run: Device, number format and attention.
+        registers: How many to use; None for all.
 
     Raises:
-        VictorError: If it is no Victor model, or is damaged.
+        VictorError: If it is no Victor model, has fewer registers, or is damaged.
     """
-    read_victor_config(folder)
+    victor = read_victor_config(folder)["victor"]
+    if registers is not None and not victor.get("elastic"):
+        say(f"warning: {folder} was not trained for fewer registers (train.elastic)", quiet=False)
     check_plain(folder)
     weight_map(folder / modeling_victor.INDEX)
     for file in (*weight_files(folder), folder / modeling_victor.WEIGHTS):
@@ -276,6 +282,7 @@ def load_with(from_pretrained: Callable[..., Any], folder: Path, run: Run) -> An
             dtype=dtype,
             attn_implementation=attention(run),
             ignore_mismatched_sizes=True,  # it refuses them itself, and names them
+            registers=registers,
         )
     for name, parameter in model.victor.named_parameters():
         if not torch.isfinite(parameter).all():

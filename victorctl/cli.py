@@ -217,6 +217,7 @@ def evaluate(
         ),
     ] = None,
     baselines: Annotated[bool | None, setting("eval.baselines")] = None,
+    registers: Annotated[int | None, setting("eval.registers")] = None,
     limit: Annotated[int | None, setting("eval.limit")] = None,
     batch_size: Annotated[int | None, setting("eval.batch_size")] = None,
     seed: Seed = None,
@@ -236,6 +237,7 @@ def evaluate(
     flags = {
         "eval.data": data,
         "eval.baselines": baselines,
+        "eval.registers": registers,
         "eval.limit": limit,
         "eval.batch_size": batch_size,
         "seed": seed,

@@ -76,7 +76,7 @@ def enter(folder: Path, recipe: Recipe, run: Run, hashes: Mapping[str, str] | No
     Raises:
         VictorError: If a folder is damaged, or the base is not to be found or does not fit.
     """
-    model = load_shipped(folder, run)
+    model = load_shipped(folder, run, recipe.eval.registers)
     base = find_base(folder, model, run, hashes)
     ways = floor(base, model, recipe.seed) if recipe.eval.baselines else {}
     contestants = {MODEL: Contestant(model, lambda _rows: nullcontext())}
@@ -95,10 +95,15 @@ def _acting(
     return lambda rows: way.acting(model, rows)
 
 
-def load_shipped(folder: Path, run: Run) -> PreTrainedModel:
+def load_shipped(folder: Path, run: Run, registers: int | None = None) -> PreTrainedModel:
     """Load a Victor model by the code in its folder, so that what users run is what is measured.
 
     Code that is not this package's is never run; this package's own class takes its place.
+
+    Args:
+        folder: Of the model.
+        run: Device, number format and attention.
+        registers: How many to use; None for all.
 
     Raises:
         VictorError: If it is no Victor model, or is damaged.
@@ -106,9 +111,9 @@ def load_shipped(folder: Path, run: Run) -> PreTrainedModel:
     if not checkpoint.runs_our_code(folder):
         own = "its code is not this package's and is not run; this package's takes its place"
         say(f"warning: {folder}: {own}", quiet=False)
-        return checkpoint.load(folder, run)
+        return checkpoint.load(folder, run, registers)
     auto = partial(AutoModelForImageTextToText.from_pretrained, trust_remote_code=True)
-    return checkpoint.load_with(auto, folder, run)
+    return checkpoint.load_with(auto, folder, run, registers)
 
 
 def find_base(

@@ -306,6 +306,8 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = rate * group["peak"]
     device = next(iter(parameters)).device
+    victor = training.distillation.model.victor
+    victor.use(training.plan.registers(done, len(victor.registers.weight)))
     with (
         checkpoint.fixes_of_shipped_file(),
         torch.autocast(device.type, torch.bfloat16, enabled=settings.autocast == "bf16"),

@@ -73,15 +73,16 @@ PREFIX = "victor."
 
 
 class Registers(nn.Module):
-    """The learned registers, one row each [r, d]."""
+    """The learned registers, one row each, of which the first `count` are in use [r, d]."""
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(count, width))
+        self.count = count
 
     def forward(self, images: int) -> Tensor:
         """Give every image its own copy of the registers [images, r, d]."""
-        return self.weight.repeat(images, 1, 1)  # no view: sharding may free the weight
+        return self.weight[: self.count].repeat(images, 1, 1)  # no view: sharding may free it
 
 
 class Gate(threading.local):
@@ -133,11 +134,12 @@ class Offset(AtRegisters):
     def __init__(self, layer: nn.Module, count: int, width: int, gate: Gate) -> None:
         super().__init__(gate)
         self.weight = nn.Parameter(torch.empty(count, width))
+        self.count = count
         self.attach(layer)
 
     def forward(self, images: int) -> Tensor:
         """Give every image its own copy of the offsets [images * r, d]."""
-        return self.weight.repeat(images, 1)
+        return self.weight[: self.count].repeat(images, 1)
 
     def hook(self, layer: nn.Module) -> RemovableHandle:
         """Hook to a decoder layer."""
@@ -148,7 +150,7 @@ class Offset(AtRegisters):
         rows, (hidden, *others) = self.gate.rows, inputs
         if rows is None:
             return None
-        offsets = self(len(rows) // self.weight.shape[0]).to(hidden)
+        offsets = self(len(rows) // self.count).to(hidden)
         flat = hidden.flatten(0, -2)  # not in place: it is the output of the layer before
         return flat.index_add(0, rows.to(hidden.device), offsets).view_as(hidden), *others
 
@@ -231,6 +233,29 @@ class Victor(nn.Module):
             self.deepen(layers)
         if settings.get("adapter"):
             self.adapt(layers, settings["adapter"])
+
+    def use(self, count: int) -> None:
+        """Use the first registers alone, which never see those behind them."""
+        for part in (self.registers, *self.offsets.values()):
+            part.count = count
+
+    def keep(self, count: int) -> None:
+        """Forget all registers but the first.
+
+        Raises:
+            ValueError: If there are fewer, or they are not in memory.
+        """
+        weight = self.registers.weight
+        if not 1 <= count <= len(weight) or weight.is_meta:
+            raise ValueError(
+                f"registers={count}: the model has {len(weight)}."
+                f"\n  fix: choose 1 to {len(weight)}, and load without offloading"
+            )
+        for part in (self.registers, *self.offsets.values()):
+            part.weight = nn.Parameter(
+                part.weight[:count].detach().clone(), part.weight.requires_grad
+            )
+        self.use(count)
 
     def deepen(self, layers: nn.ModuleList) -> None:
         """Give the decoder layers below the drop their offsets; the first has the registers."""
@@ -905,7 +930,7 @@ class VictorText(Mixed):
             check_positions(given, valid, packed=attention_mask is None, consecutive=append)
             position = position if append else given
         tokens = caller_tokens(valid, position, images)
-        count = self.victor.registers.weight.shape[0]
+        count = self.victor.registers.count
         if images is None or not self.victor.inserting:
             return hidden, tokens
         end = torch.cat([start[:, None] - 1, position], dim=1)[images.row, images.column + 1]
@@ -1033,7 +1058,7 @@ class VictorModel(Mixed):
             ends.append(ends_of_runs(visual) if by_runs else ends_by_length(visual, lengths))
             found |= visual
         images = find_images(found, torch.cat(ends))
-        count = victor.registers.weight.shape[0]
+        count = victor.registers.count
         if victor.positions == "overlay" and images.shortest() < count:
             raise ValueError(
                 f"{count} registers cannot overlay an image of {images.shortest()} visual tokens."
@@ -1133,8 +1158,8 @@ class VictorMixin:
     """A LLaVA with registers: processor, prompts, `input_ids` and output shapes stay the same.
 
     `config.victor` holds `registers`, `drop_layer`, `positions` (`overlay` or `append`),
-    `adapter` (None, or `rank`, `alpha` and `layers`: `early` or `all`), and `deep` where registers
-    have offsets.
+    `adapter` (None, or `rank`, `alpha` and `layers`: `early` or `all`), `deep` where registers have
+    offsets, and `elastic` where fewer of them do as well (`from_pretrained(..., registers=4)`).
     """
 
     # Engines with one length for all layers must not pick this up.
@@ -1309,13 +1334,26 @@ class VictorMixin:
 
     @classmethod
     def from_pretrained(
-        cls, path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
+        cls,
+        path: Any,
+        *args: Any,
+        output_loading_info: bool = False,
+        registers: int | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Load a folder that victorctl or `save_pretrained` wrote, as transformers' own classes do.
 
+        Args:
+            path: See there, as for all that is not named here.
+            args: See there.
+            output_loading_info: See there.
+            registers: Take so many of the registers alone, of a model that was trained for any
+                number of them (`train.elastic`).
+            kwargs: See there.
+
         Raises:
             ValueError: If the model is not converted, or a tensor is missing, unexpected or of
-                another shape.
+                another shape, or there are fewer registers.
         """
         if kwargs.get("config") is None:
             found, _ = cls.config_class.get_config_dict(path, **kwargs)
@@ -1330,6 +1368,9 @@ class VictorMixin:
                 f"{path} does not hold this model: {wrong}\n  fix: convert or download it again"
             )
         model.victor.attach(model.get_decoder().layers)
+        if registers is not None:
+            model.victor.keep(registers)
+            model.config.victor = {**model.config.victor, "registers": registers}
         return (model, info) if output_loading_info else model
 
     def save_pretrained(

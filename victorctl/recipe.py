@@ -103,6 +103,9 @@ class TrainSection(Section):
     alpha: float | None = Field(None, gt=0)
     """Updates are scaled by alpha / rank; unset: as large as the rank."""
 
+    elastic: bool = False
+    """Draw how many registers are in use anew for each step, so that any number serves later."""
+
     steps: int = Field(600, ge=1)
     """Optimiser steps."""
 
@@ -183,6 +186,9 @@ class EvalSection(Section):
 
     limit: int | None = Field(None, ge=1)
     """Ask only the first so many questions; unset: all."""
+
+    registers: int | None = Field(None, ge=1)
+    """Use the first so many registers alone, of a model trained with train.elastic; unset: all."""
 
     batch_size: int = Field(32, ge=1)
     """Questions answered at once."""

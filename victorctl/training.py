@@ -19,6 +19,7 @@ from victorctl.data.conversations import Row
 from victorctl.errors import VictorError
 from victorctl.recipe import TrainSection
 
+ELASTIC = 2**32 - 1  # tells this draw from those of the order and of questions, by epoch
 AHEAD = 2  # batches that are made while a step runs
 VECTORS = ("victor.registers.", "victor.offsets.")  # parameters that are states of registers
 
@@ -45,6 +46,13 @@ class Plan:
         size, count = self.settings.batch_size, len(self.rows)
         places = (divmod(place, count) for place in range(number * size, (number + 1) * size))
         return [self._ask(epoch, int(self._order(epoch)[place])) for epoch, place in places]
+
+    def registers(self, number: int, most: int) -> int:
+        """Draw how many registers a step uses: as often 1, as 2 or 3, as 4 to 7, and so on."""
+        if not self.settings.elastic:
+            return most
+        draw = np.random.default_rng((self.seed, ELASTIC, number)).random()
+        return min(most, int(2 ** (draw * (math.log2(most) + 1))))
 
     def _order(self, epoch: int) -> np.ndarray:
         return _permutation(self.seed, epoch, len(self.rows))
@@ -127,6 +135,8 @@ def choose_parameters(model: PreTrainedModel, settings: TrainSection) -> dict[st
         config = LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=targets)
         inject_adapter_in_model(config, text)
     victor.registers.requires_grad_(True)
+    own = {key: value for key, value in model.config.victor.items() if key != "elastic"}
+    model.config.victor = own | ({"elastic": True} if settings.elastic else {})
     chosen = {name: value for name, value in model.named_parameters() if value.requires_grad}
     for value in chosen.values():
         value.data = value.data.float()
