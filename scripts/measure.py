@@ -109,6 +109,27 @@ STUDIES = {
         ),
     ),
 }
+COUNTS = (1, 2, 4, 8, 16)  # of registers
+STUDIES["demo/elastic"] = Study(
+    recipe="demo/quick",
+    shared={**QUESTIONS, **UNPROVED},
+    variants=(
+        *(
+            {
+                "victor.registers": 16,
+                "train.elastic": True,
+                "train.steps": 1000,
+                "eval.registers": m,
+            }
+            for m in COUNTS
+        ),
+        *(
+            {"victor.registers": 16, "train.steps": 500, "eval.registers": count}
+            for count in COUNTS
+        ),
+        *({"victor.registers": count, "train.steps": 500} for count in COUNTS[:-1]),
+    ),
+)
 NAMES = {  # of a setting, where variants are told apart
     "train.steps": "{:,} steps",
     "train.rung": "{}",
@@ -197,9 +218,13 @@ def study(name: str, out: Path) -> None:
     known = {tuple(each["commands"]): each for each in stored["runs"]}
     wanted = [stages_of(chosen, variant, out) for variant in chosen.variants]
     runs = [known.get(tuple(typed(commands, out))) for commands in wanted]
+    done: dict[tuple[str, ...], dict[str, Any]] = {}  # variants may share a model
     for place, commands in enumerate(wanted):
         if runs[place] is None:
-            found = {stage: run(again(stage, words)) for stage, words in commands.items()}
+            for stage, words in commands.items():
+                if tuple(words) not in done:
+                    done[tuple(words)] = run(again(stage, words))
+            found = {stage: done[tuple(words)] for stage, words in commands.items()}
             told = {stage: {key: found[stage][key] for key in KEPT[stage]} for stage in KEPT}
             runs[place] = {"changed": chosen.variants[place], "commands": typed(commands, out)}
             runs[place] |= told
@@ -218,7 +243,8 @@ def made_of(recipe: str) -> dict[str, str]:
 
 def stages_of(chosen: Study, variant: Settings, out: Path) -> dict[str, list[str]]:
     """Write the three commands of a variant, in folders that say what is special about it."""
-    parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in variant.items()]
+    made = {key: value for key, value in variant.items() if not key.startswith("eval.")}
+    parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in made.items()]
     name = "-".join([short(chosen.recipe), *(parts or ["unchanged"])])
     return stages(name, chosen.recipe, out, {**chosen.shared, **variant})
 
