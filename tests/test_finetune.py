@@ -83,7 +83,7 @@ def test_the_loss_falls_and_is_drawn(tmp_path, model, data):
 def test_ctrl_c_and_resume_give_the_weights_of_an_uninterrupted_run(  # noqa: PLR0913
     tmp_path, model, data, monkeypatch, stop_after, rung
 ):
-    settings = recipe(data, rung)
+    settings = recipe(data, rung, elastic=True)
     finetune(model, recipe=settings, run=run(tmp_path / "whole"))
     shutil.rmtree(tmp_path / "hf")  # so that the second run asks the teacher as the first did
     press_ctrl_c_in_step(monkeypatch, stop_after)
@@ -101,6 +101,18 @@ def test_ctrl_c_and_resume_give_the_weights_of_an_uninterrupted_run(  # noqa: PL
         tmp_path / "parts/loss.jsonl"
     ).read_bytes()
     assert not (tmp_path / "parts.training").exists()
+
+
+@pytest.mark.parametrize("elastic", [True, False])
+def test_a_model_says_whether_fewer_registers_will_do(tmp_path, model, data, elastic):
+    finetune(model, recipe=recipe(data, steps=2, elastic=True), run=run(tmp_path / "one"))
+    again = recipe(data, steps=2, elastic=elastic)
+    finetune(tmp_path / "one", recipe=again, run=run(tmp_path / "two"))
+
+    config = json.loads((tmp_path / "two" / "config.json").read_text())
+
+    assert config["victor"].get("elastic", False) is elastic
+    assert config["victor"]["registers"] == 3
 
 
 def press_ctrl_c_in_step(monkeypatch, number):

@@ -204,7 +204,7 @@ def _settings(model: Path, field: Field, recipe: Recipe) -> dict[str, Any]:
         for stage in lineage.read_lineage(model)["stages"]
         if stage["command"] == "finetune"
     ]
-    asked = recipe.eval.model_dump()
+    asked = recipe.eval.model_dump(exclude={"registers"})  # of which the model knows the number
     asked["data"] = _without_folder(recipe.eval.data)
     return {
         "model": model.resolve().name,
