@@ -386,17 +386,3 @@ def test_an_earlier_report_is_replaced_whole(place, fast, tmp_path):
 
 def test_the_package_offers_the_stage():
     assert package_function is evaluate
-
-
-def test_fewer_registers_are_measured_on_demand_with_a_warning(tmp_path, capsys):
-    source, data = tiny_llava(tmp_path / "source"), tiny_data(tmp_path / "data")
-    model = tmp_path / "model"
-    convert(str(source), recipe=settings(data), run=dataclasses.replace(QUIET, out=model))
-
-    found = evaluate(model, recipe=settings(data, "eval.registers=1"), run=QUIET)
-
-    assert "was not trained for fewer registers (train.elastic)" in capsys.readouterr().err
-    assert found["settings"]["registers"] == 1
-    assert "--set eval.registers=1" in found["settings"]["command"]
-    tokens = ((N + 1) * K + 1 * (LAYERS - K)) / LAYERS
-    assert found["mean_visual_tokens"]["model"] == pytest.approx(tokens)

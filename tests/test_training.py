@@ -29,31 +29,6 @@ def test_a_plan_sees_every_row_once_an_epoch_in_an_order_of_its_own():
     assert [row.id for row in plan.step(3)] == names[6:8]
 
 
-def test_without_elastic_every_step_uses_all_registers():
-    plan = Plan([], TrainSection(), seed=1)
-    assert {plan.registers(step, 16) for step in range(20)} == {16}
-
-
-def test_elastic_uses_few_registers_as_often_as_many_and_the_same_after_a_restart():
-    drawn = [
-        Plan([], TrainSection(elastic=True), seed=1).registers(step, 16) for step in range(500)
-    ]
-    counts = [sum(low <= count < 2 * low for count in drawn) for low in (1, 2, 4, 8, 16)]
-
-    assert set(drawn) == set(range(1, 17))
-    assert min(counts) > 70
-    assert max(counts) < 130
-    plan = Plan([], TrainSection(elastic=True), seed=1)
-    assert [plan.registers(step, 16) for step in (300, 7)] == [drawn[300], drawn[7]]
-    assert drawn != [Plan([], TrainSection(elastic=True), 2).registers(n, 16) for n in range(500)]
-
-
-@pytest.mark.parametrize("most", [1, 3, 8])
-def test_elastic_draws_every_number_that_there_is(most):
-    plan = Plan([], TrainSection(elastic=True), seed=0)
-    assert {plan.registers(step, most) for step in range(300)} == set(range(1, most + 1))
-
-
 def test_the_rate_rises_then_falls_to_nothing():
     settings = TrainSection(steps=10, warmup=0.2)
     rates = [learning_rate(step, settings) for step in range(10)]
