@@ -103,15 +103,21 @@ def config(**changes: Any) -> Twist:
     return twist
 
 
-def text_config(**changes: Any) -> Twist:
-    """Change `text_config` in `config.json`."""
+def part_of_config(part: str) -> Callable[..., Twist]:
+    """Make what changes a part of `config.json`."""
 
-    def twist(folder: Path) -> None:
-        content = json.loads((folder / "config.json").read_text())
-        content["text_config"] |= changes
-        (folder / "config.json").write_text(json.dumps(content))
+    def changing(**changes: Any) -> Twist:
+        def twist(folder: Path) -> None:
+            content = json.loads((folder / "config.json").read_text())
+            content[part] |= changes
+            (folder / "config.json").write_text(json.dumps(content))
 
-    return twist
+        return twist
+
+    return changing
+
+
+text_config, vision_config = part_of_config("text_config"), part_of_config("vision_config")
 
 
 def write(name: str, data: bytes) -> Twist:
@@ -284,5 +290,16 @@ HOSTILE: dict[str, tuple[Twist, str]] = {
     "no width": (text_config(hidden_size=0), "6 layers, 0 wide"),
     "words for a width": (text_config(hidden_size="wide"), "cannot read it"),
     "another width": (text_config(hidden_size=64), "mismatched|wide"),
+    "a format that is none": (config(dtype="float99"), "cannot read it|names no"),
+    "a list for a model": (config(model_type=["llava"]), "names no model_type"),
+    "an unknown activation": (text_config(hidden_act="foo"), "cannot read it .*foo"),
+    "an unknown projector": (config(projector_hidden_act="foo"), "cannot read it .*foo"),
+    "a layer of nowhere": (config(vision_feature_layer=-20), "cannot read it"),
+    "pictures of no token": (config(image_token_index=-5), "the token of pictures, -5, is none"),
+    "pictures past the end": (config(image_token_index=99_999), "the token of pictures, 99999, is"),
+    "no patches": (vision_config(patch_size=0), "cannot read it"),
+    "negative pictures": (vision_config(image_size=-112), "cannot read it"),
+    "huge pictures": (vision_config(image_size=10**6), "cannot read it|1 mismatched"),
+    "a tokenizer of nothing": (write("tokenizer.json", b"{}"), "no processor that transformers"),
 }
 """Name, twist, and what the refusal says."""

@@ -227,6 +227,22 @@ def test_a_recipe_of_ours_is_found_by_name(victorctl, stages):
     assert err.startswith("error: none.yaml: neither a file nor one of our recipes\n  fix: use")
 
 
+def test_what_may_not_be_read_is_named(victorctl, monkeypatch):
+    failing(monkeypatch, PermissionError(13, "Permission denied", "/models/llava/config.json"))
+    code, out, err = victorctl("inspect", "m")
+    assert (code, out) == (1, "")
+    assert err == (
+        "error: /models/llava/config.json: you may not read or write it\n"
+        "  fix: ls -ld /models/llava/config.json, and change its permissions\n"
+    )
+
+
+@pytest.mark.parametrize("size", ["0x5", "x", "640", "99999999999999999999x3", "-3x4"])
+def test_a_size_that_no_picture_has_is_refused(victorctl, stages, size):
+    code, _, err = victorctl("inspect", "m", "--picture", size)
+    assert (code, f"--picture {size}: not a width and a height" in err) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "following"),
     [

@@ -217,6 +217,8 @@ def test_only_one_model_is_in_memory_at_a_time(llava, tmp_path, monkeypatch):
     monkeypatch.setattr(LlavaForConditionalGeneration, "__init__", count)
     run(llava, tmp_path / "out", flags={})
     native = "LlavaForConditionalGeneration"
+    without_weights, *seen = seen
+    assert without_weights == (native, 0)
     assert seen == [(native, 0), (native, 0), ("VictorLlava", 0)]
 
 

@@ -168,3 +168,22 @@ def test_a_victor_model_without_its_registers_is_not_whole(victor):
 
     with pytest.raises(VictorError, match=r"victor.safetensors: no such file"):
         look(str(victor))
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("vision_config", {"patch_size": 0}),
+        ("vision_config", {"image_size": -112}),
+        ("text_config", {"hidden_size": -64}),
+        ("text_config", {"num_hidden_layers": 0}),
+        (None, {"image_token_index": 99_999}),
+    ],
+)
+def test_sizes_that_no_model_can_have_are_refused(llava, part, changes):
+    file = llava / "config.json"
+    content = json.loads(file.read_text())
+    (content[part] if part else content).update(changes)
+    file.write_text(json.dumps(content))
+    with pytest.raises(VictorError, match=r"llava: config.json"):
+        look(str(llava))

@@ -24,6 +24,10 @@ def main() -> None:
         sys.exit(3 if isinstance(error, CheckFailed) else 1)
     except KeyboardInterrupt:  # while the command line itself was loaded
         sys.exit(130)
+    except PermissionError as error:
+        sys.stderr.write(f"error: {error.filename}: you may not read or write it\n")
+        sys.stderr.write(f"  fix: ls -ld {error.filename}, and change its permissions\n")
+        sys.exit(1)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -30,6 +30,10 @@ from victorctl.sources import (
 
 CODE = Path(modeling_victor.__file__)
 PACKAGES = ("num2words", "torchvision")  # that processors need, and the extra `video` brings
+UNUSABLE = (  # what transformers and torch raise for values that they make nothing of
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError),
+    *(ValueError, StrictDataclassError),
+)
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 USED = (*SMALL_FILES, LINEAGE, BASE_INDEX, "*.safetensors")
 
@@ -73,17 +77,17 @@ def refusing_values(place: object) -> Iterator[None]:
         yield
     except ImportError as error:  # towers of timm, there is none without it
         raise VictorError(
-            f"{place}: the model needs a package that is not here ({_in_short(error)})",
+            f"{place}: the model needs a package that is not here ({in_short(error)})",
             fix="pip install 'victorctl[timm]'",
         ) from error
-    except (ArithmeticError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
+    except UNUSABLE as error:
         raise VictorError(
-            f"{place}: transformers cannot read it ({_in_short(error)})",
+            f"{place}: transformers cannot read it ({in_short(error)})",
             fix="correct the file, or use another copy of the model",
         ) from error
 
 
-def _in_short(error: Exception) -> str:
+def in_short(error: Exception) -> str:
     """Say what transformers says, without its lists of everything it knows."""
     lines = [line.strip() for line in str(error).strip().splitlines()]
     return shorten(" ".join(lines[:2]), 160, placeholder=" ...")
@@ -219,11 +223,11 @@ def load_processor(folder: Path) -> Any:
     """
     try:
         return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, *UNUSABLE) as error:
         if isinstance(error, ImportError) or "Missing optional dependencies" in str(error):
             raise _needs_package(folder, error) from error
         raise VictorError(
-            f"{folder}: no processor that transformers can load ({_in_short(error)})",
+            f"{folder}: no processor that transformers can load ({in_short(error)})",
             fix="copy the base model's processor and tokenizer files into the folder",
         ) from error
 
@@ -234,7 +238,7 @@ def _needs_package(folder: Path, error: Exception) -> VictorError:
         if package in str(error).lower():
             problem = f"{folder}: its processor needs {package}, which is not here"
             return VictorError(problem, fix="pip install 'victorctl[video]', which brings it")
-    problem = f"{folder}: its processor needs a package that is not here ({_in_short(error)})"
+    problem = f"{folder}: its processor needs a package that is not here ({in_short(error)})"
     return VictorError(problem, fix="install the package that transformers names")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from victorctl import __version__, recipes
+from victorctl import recipes
 from victorctl.options import (
     Attn,
     Changes,
@@ -26,6 +26,7 @@ from victorctl.options import (
     Threads,
     named,
     parse_size,
+    print_version,
     setting,
 )
 from victorctl.output import hint, rows, show, tables
@@ -43,13 +44,6 @@ def held_out(settings: Recipe) -> str:
     if settings.eval.data:
         return settings.eval.data
     return "demo:test" if settings.data.train == "demo" else "DATA"
-
-
-def print_version(wanted: bool) -> None:
-    """Print the version and leave."""
-    if wanted:
-        typer.echo(f"victorctl {__version__}")
-        raise typer.Exit
 
 
 @app.callback()
@@ -311,14 +305,21 @@ def pull(
 
 
 @app.command()
-def inspect(source: Source, picture: Picture = "640x480", json: Json = False) -> None:
+def inspect(
+    source: Source,
+    picture: Picture = "640x480",
+    vision_tower: Annotated[str | None, setting("convert.vision_tower", "SOURCE")] = None,
+    base: Annotated[str | None, setting("convert.base", "SOURCE")] = None,
+    json: Json = False,
+) -> None:
     """Say what a model is, what Victor would do to it, or what it has become.
 
     Example: victorctl inspect victor-7b
     """
     from victorctl.inspect import inspect as stage
 
-    show("inspect", stage(source, picture=parse_size(picture)), as_json=json)
+    how = {"picture": parse_size(picture), "vision_tower": vision_tower, "base": base}
+    show("inspect", stage(source, **how), as_json=json)
 
 
 @app.command()

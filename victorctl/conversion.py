@@ -15,6 +15,7 @@ from victorctl.checkpoint import (
     load_config,
     load_processor,
     read_config,
+    refusing_values,
     shard_names,
     weight_files,
     weight_map,
@@ -119,8 +120,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
     config = load_config(source.folder)
     text = config.get_text_config()
     check_backbone(text.model_type, source.name)
-    shape = cost.shape_of(config)
-    _check_shape(shape, source)
+    shape = checked_shape(config, source)
     notes = list(translation.remarks) if translation else _check_flags(source, family, recipe)
     notes += _check_processor(source, recipe)
     victor = recipe.victor
@@ -136,7 +136,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
         backbone=text.model_type,
         layers=shape.layers,
         width=shape.hidden,
-        visual_tokens=_usual_visual_tokens(family, config, shape),
+        visual_tokens=usual_visual_tokens(family, config, source),
         recipe=recipe.model_copy(update={"victor": victor}),
         warnings=notes,
         translation=translation,
@@ -163,20 +163,38 @@ def _check_processor(source: Source, recipe: Recipe) -> list[str]:
     return notes
 
 
-def _usual_visual_tokens(family: Family, config: Any, shape: cost.Shape) -> int | None:
-    """Count the visual tokens of a picture as large as the tower's; None where nobody can tell."""
-    if family.fixed:
-        return shape.projected or None
-    return count_visual_tokens(getattr(transformers, family.native), config)
+def usual_visual_tokens(family: Family, config: Any, source: Source) -> int | None:
+    """Count the visual tokens of a picture as large as the tower's; None where nobody can tell.
+
+    Raises:
+        VictorError: If no model can be built as the configuration says, or it cannot see.
+    """
+    with refusing_values(f"{source.name}: config.json"):
+        counted = count_visual_tokens(getattr(transformers, family.native), config)
+    return cost.shape_of(config).projected or None if family.fixed else counted
 
 
-def _check_shape(shape: cost.Shape, source: Source) -> None:
+def checked_shape(config: Any, source: Source) -> cost.Shape:
+    """Read a model's sizes.
+
+    Raises:
+        VictorError: If no model can have them.
+    """
+    with refusing_values(f"{source.name}: config.json"):
+        shape = cost.shape_of(config)
+    token = config.image_token_id
+    if not (isinstance(token, int) and 0 <= token < shape.vocab):
+        raise VictorError(
+            f"{source.name}: config.json: the token of pictures, {token}, is none of {shape.vocab}",
+            fix="correct image_token_index in the file, or use another copy of the model",
+        )
     if min(shape.layers, shape.hidden, shape.vocab) < 1:
         raise VictorError(
             f"{source.name}: config.json describes a text model of {shape.layers} layers, "
             f"{shape.hidden} wide, for {shape.vocab} tokens",
             fix="correct the file, or use another copy of the model",
         )
+    return shape
 
 
 def _check_flags(source: Source, family: Family, recipe: Recipe) -> list[str]:

@@ -4,6 +4,7 @@ A picture's size is its height and width in pixels.
 """
 
 import copy
+import gc
 import inspect
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -39,13 +40,16 @@ def _encode(model: PreTrainedModel) -> Callable[..., Any]:
     return getattr(model, "get_image_features", None) or model.model.get_image_features
 
 
-def noise(model: PreTrainedModel, picture: tuple[int, int] | None = None) -> dict[str, Tensor]:
+def noise(
+    model: PreTrainedModel, picture: tuple[int, int] | None = None, device: str = "cpu"
+) -> dict[str, Tensor]:
     """Make a picture of random pixels without a processor.
 
     Args:
         model: Native.
         picture: Size; by default that of the tower's pictures. Where the family cuts pictures into
             tiles by its configuration there are as many as the size needs; else it changes nothing.
+        device: Of the pixels; on `meta` they have no values.
     """
     vision = model.config.vision_config
     tile = _tile(vision)
@@ -57,7 +61,10 @@ def noise(model: PreTrainedModel, picture: tuple[int, int] | None = None) -> dic
         sizes.insert(0, 1)
     elif model.config.model_type == "perception_lm":  # tiles second
         sizes.insert(1, 1)
-    pixels = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
+    if device == "meta":
+        pixels = torch.empty(sizes, device=device)
+    else:
+        pixels = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
     made = {"pixel_values": pixels, "image_sizes": torch.tensor([picture])}
     return {name: made[name] for name in taken(_encode(model), made)}
 
@@ -92,14 +99,15 @@ def count_visual_tokens(
     """
     with torch.device("meta"):
         model = native(seeing_config(config))
-    pixels = noise(model, picture)
-    sizes = {name: value.tolist() for name, value in pixels.items() if name == "image_sizes"}
     try:
-        seen = _encode(model)(
-            pixel_values=pixels["pixel_values"].to("meta"), **sizes, return_dict=True
-        )
+        pixels = noise(model, picture, "meta")
+        sizes = {name: value.tolist() for name, value in pixels.items() if name == "image_sizes"}
+        seen = _encode(model)(pixel_values=pixels["pixel_values"], **sizes, return_dict=True)
     except NotImplementedError:
         return None
+    finally:
+        del model
+        gc.collect()  # its parts know each other
     return sum(feature[..., 0].numel() for feature in seen.pooler_output)
 
 

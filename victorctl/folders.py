@@ -95,6 +95,9 @@ def explained(place: Path, *, instead: str = "choose another --out") -> Iterator
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             problem = f"{place}: the disk is full"
             raise VictorError(problem, fix=f"free some space, or {instead}") from error
+        if error.errno == errno.EFBIG:
+            problem = f"{place}: a file would be larger than this shell or disk allows"
+            raise VictorError(problem, fix=f"ulimit -f unlimited, or {instead}") from error
         refused = error.errno in (errno.EACCES, errno.EROFS, errno.EPERM)
         if refused and error.filename is not None:
             problem = f"{error.filename}: {error.strerror}"

@@ -14,10 +14,11 @@ from victorctl.checkpoint import (
     load_config,
     load_processor,
     read_config,
+    refusing_values,
     shipped_code_intact,
     weight_files,
 )
-from victorctl.conversion import default_drop_layer
+from victorctl.conversion import checked_shape, default_drop_layer, usual_visual_tokens
 from victorctl.data.conversations import Row
 from victorctl.data.pictures import process
 from victorctl.errors import VictorError
@@ -33,12 +34,20 @@ PICTURE = 480, 640  # height and width of most pictures in COCO
 TEXT = 64  # tokens of the prompt beside the picture, in the estimate
 
 
-def inspect(source: str, *, picture: tuple[int, int] = PICTURE) -> dict[str, Any]:
+def inspect(
+    source: str,
+    *,
+    picture: tuple[int, int] = PICTURE,
+    vision_tower: str | None = None,
+    base: str | None = None,
+) -> dict[str, Any]:
     """Describe a model from its configuration and the headers of its weights.
 
     Args:
         source: A folder or a Hub id, whose small files alone are fetched.
         picture: Height and width in pixels of the picture that visual tokens are counted of.
+        vision_tower: Of an original whose weights hold none: a folder, or Hub id.
+        base: Language model of an original that is an update or a projector, alike.
 
     Returns:
         The keys of `inspect --json`.
@@ -50,16 +59,17 @@ def inspect(source: str, *, picture: tuple[int, int] = PICTURE) -> dict[str, Any
     place = open_source(source)
     translation = None
     if is_original(read_config(place.folder)):
-        translation = translate(place, ConvertSection())
+        translation = translate(place, ConvertSection(vision_tower=vision_tower, base=base))
         place = translation.staged
     check_plain(place.folder)
     raw = read_config(place.folder)
     family = family_of(raw, place.name)
     config = load_config(place.folder)
-    shape, settings = cost.shape_of(config), raw.get("victor")
+    shape, settings = checked_shape(config, place), raw.get("victor")
     numbers = _count_numbers(place) if translation is None else _count_original(translation)
     layout = translation.kind if translation else "hf" if settings is None else "victor"
-    visual = _visual_tokens(place, family, config, picture)
+    with refusing_values(f"{place.name}: config.json"):
+        visual = _visual_tokens(place, family, config, picture)
     return {
         "source": place.name,
         "family": family.model_type,
@@ -80,7 +90,7 @@ def _visual_tokens(
 ) -> int | None:
     """Count a picture's visual tokens; None where the processor decides, and is not to be had."""
     if family.fixed:
-        return cost.shape_of(config).projected or None
+        return usual_visual_tokens(family, config, place)
     if getattr(config, "image_grid_pinpoints", None):
         return count_visual_tokens(getattr(transformers, family.native), config, picture)
     if not has_processor(place.folder):

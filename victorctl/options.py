@@ -6,9 +6,11 @@ from typing import Annotated, Any, get_args
 import typer
 import typer.core
 
-from victorctl import recipes
+from victorctl import __version__, recipes
 from victorctl.errors import VictorError
 from victorctl.recipe import Recipe, flag
+
+LONGEST = 100_000  # pixels of a picture's side
 
 
 def setting(key: str, metavar: str | None = None) -> Any:
@@ -44,10 +46,11 @@ def parse_size(text: str) -> tuple[int, int]:
         VictorError: If it is no size.
     """
     width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) * int(height)):
+    sides = [int(side) if side.isdecimal() else 0 for side in (width, height)]
+    if not all(0 < side <= LONGEST for side in sides):
         problem = f"--picture {text}: not a width and a height in pixels"
         raise VictorError(problem, fix="write it as in --picture 640x480")
-    return int(height), int(width)
+    return sides[1], sides[0]
 
 
 Model = Annotated[Path, typer.Argument(help="Folder of a converted model.")]
@@ -84,6 +87,13 @@ Device = Annotated[str, typer.Option(help="Where to compute.", metavar="auto|cpu
 Dtype = Annotated[str, typer.Option(help="Number format.", metavar="auto|bf16|fp16|fp32")]
 Attn = Annotated[str, typer.Option(help="Attention.", metavar="sdpa|eager")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; torch's choice if not given.")]
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        typer.echo(f"victorctl {__version__}")
+        raise typer.Exit
 
 
 class ListFirst(typer.core.TyperGroup):

@@ -234,7 +234,7 @@ class PushSection(Section):
 class Recipe(Section):
     """Every setting of every stage."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Seed of everything random."""
 
     victor: VictorSection = VictorSection()

@@ -6,17 +6,16 @@ base's projector in place of the trained one; a folder of this machine that a pu
 """
 
 import json
-import re
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, LlamaForCausalLM
+from transformers import AutoModelForImageTextToText
 
 from tests import originals
 from tests.converting import QUICK, left, run
 from tests.hub import COMMIT, serving
+from tests.loras import write_base, write_lora
 from victorctl import weights
 from victorctl.errors import VictorError
 from victorctl.inspect import inspect
@@ -59,7 +58,9 @@ def test_a_tower_that_is_not_there_is_taken_from_where_it_is_said_to_be(tmp_path
 
 def test_of_a_siglip_the_last_layer_and_the_head_are_left_out(tmp_path):
     expected = originals.native("interleave", text="qwen2")
-    source = originals.write_original(tmp_path / "llava", expected, "interleave", tower=False)
+    source = originals.write_original(
+        tmp_path / "llava-interleave", expected, "interleave", tower=False
+    )
     tower = originals.write_tower(tmp_path / "siglip", expected)
     result = run(source, tmp_path / "out", flags={"convert.vision_tower": str(tower)})
     model, report = AutoModelForImageTextToText.from_pretrained(
@@ -106,66 +107,6 @@ def test_a_tower_in_another_number_format_keeps_it(tmp_path):
 
 
 # ---- LoRA ----------------------------------------------------------------------------------------
-
-
-STAYS_OUT = re.compile("vision|mm_|image_newline")  # of a language model
-
-
-def write_base(folder, model, **how):
-    """Write a language model by itself, as Vicuna is."""
-    folder.mkdir()
-    state = originals.original_state(model)
-    words = {name: one for name, one in state.items() if not STAYS_OUT.search(name)}
-    originals.write_weights(folder, words, **how)
-    config = model.config.text_config.to_dict() | {"architectures": ["LlamaForCausalLM"]}
-    (folder / "config.json").write_text(json.dumps(config))
-    originals.tokenizer().save_pretrained(folder)
-    return folder
-
-
-def trained(model, **settings):
-    """Put a LoRA that is not zero on every projection of a language model."""
-    text = LlamaForCausalLM(model.config.text_config)
-    text.load_state_dict(
-        {
-            name: one
-            for name, one in originals.original_state(model).items()
-            if name in text.state_dict()
-        }
-    )
-    config = LoraConfig(r=4, lora_alpha=12, target_modules=r".*layers.*_proj", **settings)
-    wrapped = get_peft_model(text, config)
-    with torch.no_grad():
-        for name, parameter in wrapped.named_parameters():
-            if "lora_" in name:
-                parameter.copy_(
-                    torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5))
-                )
-    return wrapped
-
-
-def write_lora(  # noqa: PLR0913
-    folder, model, base, *, kind="llava", besides=("mm_",), pickled=False, **settings
-):
-    """Write what LLaVA's LoRA training saves, and return the merged language model."""
-    wrapped = trained(model, **settings)
-    wrapped.save_pretrained(folder)
-    file = folder / "adapter_model.safetensors"
-    if pickled:  # as versions of peft before 0.7 did
-        torch.save(load_file(file), folder / "adapter_model.bin")
-        file.unlink()
-    adapter = json.loads((folder / "adapter_config.json").read_text())
-    adapter["base_model_name_or_path"] = str(base)
-    (folder / "adapter_config.json").write_text(json.dumps(adapter))
-    state = originals.original_state(model)
-    whole = {name: one for name, one in state.items() if any(word in name for word in besides)}
-    torch.save(
-        {f"base_model.model.{name}": one for name, one in whole.items()},
-        folder / "non_lora_trainables.bin",
-    )
-    config = originals.original_config(model, kind)
-    (folder / "config.json").write_text(json.dumps(config))
-    return wrapped.merge_and_unload()
 
 
 @pytest.mark.parametrize(("pickled", "settings"), [(True, {}), (False, {"use_rslora": True})])

@@ -118,7 +118,7 @@ def test_a_tower_of_no_size_is_refused(tmp_path, model, key, value):
     config = json.loads((tower / "config.json").read_text())
     config["vision_config"][key] = value
     (tower / "config.json").write_text(json.dumps(config))
-    sentence = f"{key} {value!r} is no count|transformers cannot read it"
+    sentence = f"{key} {value!r} is no count|transformers cannot read it|{key} {value}, and open"
     refused(source, sentence, **{"convert.vision_tower": str(tower)})
 
 
@@ -138,7 +138,39 @@ def test_a_tower_of_another_kind_is_refused(llava, tmp_path):
 
 def test_a_model_without_vision_weights_asks_for_them(tmp_path, model):
     source = originals.write_original(tmp_path / "llava", model, tower=False)
-    refused(source, "llava: its weights hold no vision tower\n  fix: add --vision-tower SOURCE")
+    refused(source, "hold no vision tower; it was trained with openai/tiny-clip\n  fix: add --vis")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_hidden_layers", 2), ("image_size", 56), ("num_attention_heads", 8)],
+)
+def test_a_tower_unlike_the_one_that_the_model_was_trained_with_is_refused(
+    tmp_path, model, key, value
+):
+    source = originals.write_original(tmp_path / "llava", model, tower=False)
+    tower = originals.write_tower(tmp_path / "clip", model)
+    config = json.loads((tower / "config.json").read_text())
+    wanted = config["vision_config"][key]
+    config["vision_config"][key] = value
+    (tower / "config.json").write_text(json.dumps(config))
+    sentence = f"--vision-tower clip: {key} {value}, and openai/tiny-clip, .* has {wanted}"
+    refused(source, sentence, **{"convert.vision_tower": str(tower)})
+
+
+def test_layers_of_a_tower_are_not_left_out(tmp_path, model):
+    source = originals.write_original(tmp_path / "llava", model, mm_vision_tower="my/clip")
+    tower = originals.write_tower(tmp_path / "clip", model)
+    config = json.loads((tower / "config.json").read_text())
+    config["vision_config"]["num_hidden_layers"] -= 1
+    (tower / "config.json").write_text(json.dumps(config))
+    sentence = "tensor vision_tower.vision_model.encoder.layers.2.* is too many"
+    refused(source, sentence, **{"convert.vision_tower": str(tower)})
+
+
+def test_tiles_without_ends_of_rows_are_refused(llava):
+    change(llava, image_aspect_ratio="anyres", mm_patch_merge_type="flat")
+    refused(llava, "mm_patch_merge_type 'flat', and transformers has only spatial_unpad")
 
 
 def test_tiles_are_not_padded_once_more(tmp_path):
@@ -155,7 +187,10 @@ def test_a_model_without_a_tokenizer_is_refused(llava):
         file.unlink()
     refused(llava, "no tokenizer that transformers can load\n  fix: copy the language model's")
     (llava / "tokenizer.model").write_bytes(b"no model")
-    refused(llava, "no tokenizer that transformers can load\n  fix: copy the language model's")
+    sentence = (
+        r"transformers cannot load its tokenizer \(.+\)\n  fix: copy the language model's .* anew"
+    )
+    refused(llava, sentence)
 
 
 def test_other_commands_send_an_original_to_convert(llava):

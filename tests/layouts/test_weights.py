@@ -179,7 +179,11 @@ def test_nor_is_one_that_stands_beside_the_weights(tmp_path, model, part):
         adapter = {"peft_type": "LORA", "base_model_name_or_path": str(base)}
         (source / "adapter_config.json").write_text(json.dumps(adapter))
         torch.save({}, source / "non_lora_trainables.bin")
-        torch.save({}, source / "adapter_model.bin")
+        halves = {
+            f"base_model.model.model.layers.0.mlp.up_proj.lora_{side}.weight": torch.ones(shape)
+            for side, shape in (("A", (2, 32)), ("B", (64, 2)))
+        }
+        torch.save(halves, source / "adapter_model.bin")
     torch.save({"x": Code(tmp_path)}, source / part)
     refused(source, f"{part}: a pickle that holds more than tensors")
     assert MARK not in left(tmp_path)
@@ -196,3 +200,13 @@ def test_a_damaged_pickle_is_refused(tmp_path, model, cut):
 def test_a_folder_without_weights_says_so(llava):
     (llava / "model.safetensors").unlink()
     refused(llava, r"no weights, neither \*\.safetensors nor pytorch_model\*\.bin")
+
+
+def test_numbers_of_a_pickle_that_were_damaged_are_not_written(tmp_path, model):
+    source = originals.write_original(tmp_path / "llava", model, pickled=True)
+    file = source / "pytorch_model.bin"
+    data = bytearray(file.read_bytes())
+    numbers = originals.original_state(model)["lm_head.weight"].numpy().tobytes()
+    data[data.index(numbers)] ^= 1
+    file.write_bytes(data)
+    refused(source, "pytorch_model.bin: damaged in pytorch_model/data/")

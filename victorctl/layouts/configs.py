@@ -32,7 +32,7 @@ def target_of(config: Mapping[str, Any], place: str) -> str:
     """
     aspect = str(config.get("image_aspect_ratio") or "square")
     merge = str(config.get("mm_patch_merge_type") or "flat")
-    if "anyres" not in aspect or merge == "flat" or _sees_each_whole(config, place):
+    if "anyres" not in aspect or _sees_each_whole(config, place):
         return "llava"
     if merge != "spatial_unpad":
         raise VictorError(

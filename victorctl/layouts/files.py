@@ -5,6 +5,7 @@ A pickle is read with torch's weights-only unpickler, which runs no code, one wh
 
 import pickle
 import warnings
+import zipfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,7 @@ def pieces(
 def _pieces_of_pickle(
     file: Path, names: Collection[str], rowwise: Collection[str]
 ) -> Iterator[tuple[Entry, bytes]]:
+    _check_sums(file)
     for name, tensor in _unpickled(file).items():
         if name not in names:
             continue
@@ -135,6 +137,15 @@ def _pieces_of_pickle(
         step = _step(entry, name in rowwise)
         for start in range(0, entry.stop, step):
             yield entry, flat[start : start + step].tobytes()
+
+
+def _check_sums(file: Path) -> None:
+    """Refuse a pickle whose numbers were damaged: torch reads them all the same."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as parts:
+            damaged = parts.testzip()
+        if damaged:
+            raise VictorError(f"{file}: damaged in {damaged}", fix=AGAIN)
 
 
 def _step(entry: Entry, rowwise: bool) -> int:

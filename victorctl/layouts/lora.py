@@ -82,6 +82,11 @@ def check_plain_lora(folder: Path) -> dict[str, Any]:
                 fix="merge it with LLaVA's own scripts/merge_lora_weights.py, and convert the "
                 "merged model",
             )
+    if type(settings.get("lora_alpha", 8)) not in (int, float):
+        raise VictorError(
+            f"{folder / ADAPTER}: lora_alpha {settings['lora_alpha']!r} is no number",
+            fix="correct the file, or use another copy of the model",
+        )
     return settings
 
 
@@ -97,7 +102,22 @@ def read_adapter(folder: Path) -> Adapter:
         problem = f"{folder}: neither {' nor '.join(ADAPTERS)}"
         raise VictorError(problem, fix=weights.AGAIN)
     store = Store(files[0])
+    _check_filled(store)
     return Adapter(store, _scales(store, settings))
+
+
+def _check_filled(store: Store) -> None:
+    """Refuse an adapter that holds nothing, or tensors that hold nothing.
+
+    Source: microsoft/DeepSpeed, ZeRO stage 3: a state that was not gathered has empty tensors.
+    """
+    empty = [name for name, entry in store.entries.items() if not entry.count]
+    if empty or not store.entries:
+        what = f"tensor {min(empty)} is empty" if empty else "no tensor in it"
+        raise VictorError(
+            f"{store.file}: {what}: it was saved without gathering its parts (DeepSpeed ZeRO-3)",
+            fix="save it again with stage3_gather_16bit_weights_on_model_save, or use another copy",
+        )
 
 
 def _scales(store: Store, settings: Mapping[str, Any]) -> dict[str, float]:
@@ -106,7 +126,12 @@ def _scales(store: Store, settings: Mapping[str, Any]) -> dict[str, float]:
         name, side = _target(part, store.file)
         if any(other in store.entries for other in _names(name, SIDES[side == "A"])):
             rank = entry.shape[0] if side == "A" else entry.shape[-1]
-            alpha = float(settings.get("lora_alpha", 8))
+            if settings.get("r", rank) != rank:
+                raise VictorError(
+                    f"{store.file}: {part} has rank {rank}, and {ADAPTER} says {settings['r']!r}",
+                    fix="use a copy whose weights and settings belong together",
+                )
+            alpha = settings.get("lora_alpha", 8)
             found[name] = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
         else:
             raise VictorError(f"{store.file}: {part} has no other half", fix=weights.AGAIN)

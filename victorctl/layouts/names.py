@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from victorctl.errors import VictorError
+from victorctl.layouts.towers import SIGLIP
 
 EMBEDDINGS = "language_model.model.embed_tokens.weight"
 HEAD = "language_model.lm_head.weight"
@@ -78,9 +79,10 @@ def of_tower(config: Mapping[str, Any]) -> Rename:
 
 def _used(name: str, config: Mapping[str, Any]) -> str | None:
     """Leave out what the model has no use for."""
-    layer = VISION_LAYER.match(name)
+    layer, vision = VISION_LAYER.match(name), config["vision_config"]
+    never_run = vision["num_hidden_layers"] if vision.get("model_type") == SIGLIP else None
     unused = (
-        (layer and int(layer[1]) >= config["vision_config"]["num_hidden_layers"])
+        (layer and int(layer[1]) == never_run)  # SigLIP's last
         or name.startswith(f"{TOWER}head.")
         or (name == NEWLINE and config["model_type"] == "llava")
         or (name == HEAD and config["tie_word_embeddings"])

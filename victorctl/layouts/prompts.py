@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from victorctl.checkpoint import quiet_loading
+from victorctl.checkpoint import in_short, quiet_loading
 from victorctl.errors import VictorError
 from victorctl.layouts.towers import Tower
 
 IMAGE, VIDEO, PAD = "<image>", "<video>", "<pad>"
+TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "*.tiktoken")
 MULTIPLE = 64  # that a vocabulary which grows is filled up to
 SPARE = 2  # tokens that the official conversion makes room for
 
@@ -135,7 +136,7 @@ def load_tokenizer(folder: Path, config: Mapping[str, Any], length: int | None) 
                 folder, config=AutoConfig.for_model(**config), trust_remote_code=False
             )
     except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
-        raise _no_tokenizer(folder) from error
+        raise _no_tokenizer(folder, error) from error
     tokens = [IMAGE, VIDEO] if config["model_type"] == "llava_onevision" else [IMAGE]
     tokenizer.add_tokens(
         [AddedToken(token, special=True, normalized=False) for token in tokens], special_tokens=True
@@ -148,7 +149,13 @@ def load_tokenizer(folder: Path, config: Mapping[str, Any], length: int | None) 
     return tokenizer
 
 
-def _no_tokenizer(folder: Path) -> VictorError:
+def _no_tokenizer(folder: Path, error: Exception) -> VictorError:
+    if any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
+        return VictorError(
+            f"{folder}: transformers cannot load its tokenizer ({in_short(error)})",
+            fix="copy the language model's tokenizer files into the folder anew, or install what "
+            "transformers asks for",
+        )
     return VictorError(
         f"{folder}: no tokenizer that transformers can load",
         fix="copy the language model's tokenizer files into the folder",

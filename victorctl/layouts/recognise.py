@@ -114,12 +114,12 @@ REFUSALS: tuple[tuple[Callable[[Mapping[str, Any], str], bool], str, str], ...] 
         _is("mm_use_im_start_end", None, False),
         "mm_use_im_start_end {mm_use_im_start_end}: a picture stands between two tokens of its "
         "own, which transformers' processor does not write",
-        OTHER,
+        "use a model without them, such as liuhaotian/llava-v1.5-7b",
     ),
     (
         _is("mm_resampler_type", None, "identity"),
         "mm_resampler_type {mm_resampler_type}: transformers has no resampler there",
-        OTHER,
+        "use a model without one, such as liuhaotian/llava-v1.5-7b",
     ),
     (
         _is("mm_newline_position", None, "one_token"),
@@ -142,12 +142,12 @@ REFUSALS: tuple[tuple[Callable[[Mapping[str, Any], str], bool], str, str], ...] 
     (
         _is("mm_vision_select_feature", None, "patch", "cls_patch"),
         "mm_vision_select_feature {mm_vision_select_feature} is neither 'patch' nor 'cls_patch'",
-        OTHER,
+        "correct config.json, or use another copy of the model",
     ),
     (
         lambda config, _place: not isinstance(config.get("mm_vision_select_layer", -2), int),
         "mm_vision_select_layer {mm_vision_select_layer} is not one layer",
-        OTHER,
+        "write it as a whole number, such as -2, or use another copy of the model",
     ),
 )
 """What is in the way, as a sentence and a way out; values of the configuration are filled in."""

@@ -106,6 +106,34 @@ def given_tower(source: Source) -> Tower:
     return Tower(_completed(own, kind, source.name), _colours(source, kind))
 
 
+ALIKE = (
+    *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "image_size", "patch_size"),
+)
+
+
+def check_is_named(tower: Tower, name: str, source: Source) -> None:
+    """Refuse a given tower that is not like the one that a model was trained with.
+
+    Args:
+        tower: That is given.
+        name: `mm_vision_tower` of the model; of a name that is not known, nothing is asked.
+        source: Of the tower.
+
+    Raises:
+        VictorError: With the first difference.
+    """
+    meant = TOWERS.get(PurePosixPath(name).name)
+    for key in ALIKE if meant else ():
+        wanted, found = meant.config[key], tower.config.get(key)
+        if found is not None and found != wanted:
+            raise VictorError(
+                f"--vision-tower {source.name}: {key} {found}, and {name}, with which the model "
+                f"was trained, has {wanted}",
+                fix=f"give {name}, or a copy of it",
+            )
+
+
 def is_count(value: Any) -> bool:
     """Say whether a value is a whole number of at least one."""
     return type(value) is int and value > 0

@@ -15,11 +15,16 @@ from victorctl.layouts import files, lora, names, prompts, streams
 from victorctl.layouts.configs import translated
 from victorctl.layouts.recognise import Kind, check_supported, kind_of
 from victorctl.layouts.streams import Part, Weights
-from victorctl.layouts.towers import check_count, given_tower, named_tower
+from victorctl.layouts.towers import (
+    Tower,
+    check_count,
+    check_is_named,
+    given_tower,
+    named_tower,
+)
 from victorctl.recipe import ConvertSection
 from victorctl.sources import ADAPTER, BASE_WEIGHTS, Source, fetch_weights, open_source, read_json
 
-TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "*.tiktoken")
 TERMS = ("LICENSE*", "NOTICE*")
 TIED = ("gemma", "qwen")  # of which some sizes are
 WHOSE = {"original-lora": (ADAPTER, "base_model_name_or_path"), "original-projector": (
@@ -131,10 +136,11 @@ class Translation:
 
     def _parts_of_tower(self) -> Iterator[Part]:
         if self.tower is None:
+            named = read_config(self.original.folder).get("mm_vision_tower")
             raise VictorError(
-                f"{self.original.name}: its weights hold no vision tower",
-                fix="add --vision-tower SOURCE with the one that mm_vision_tower in config.json "
-                "names",
+                f"{self.original.name}: its weights hold no vision tower; it was trained with "
+                f"{named}",
+                fix="add --vision-tower SOURCE with that one",
             )
         rename = names.of_tower(self.config)
         for path in _whole(self.tower):
@@ -174,9 +180,7 @@ def translate(source: Source, settings: ConvertSection) -> Translation:
     if kind == "original-lora":
         lora.check_plain_lora(source.folder)  # before anything is fetched
     base = _base(source, kind, settings.base)
-    given = open_source(settings.vision_tower) if settings.vision_tower else None
-    place = f"{source.name}: config.json"
-    tower = given_tower(given) if given else named_tower(str(config.get("mm_vision_tower")), place)
+    given, tower = _tower(source, config, settings.vision_tower)
     made = translated(config, tower, source.name)
     pad = _pads(config, made, settings, source.name)
     if length := config.get("tokenizer_model_max_length"):
@@ -191,6 +195,21 @@ def translate(source: Source, settings: ConvertSection) -> Translation:
     remarks = [*_remarks(config, made, pad=pad), f"chat template: {template}"]
     staged = Source(folder, source.name, source.commit)
     return Translation(kind, staged, source, base, given, made, vocab, pad, remarks, keep)
+
+
+def _tower(
+    source: Source, config: Mapping[str, Any], given: str | None
+) -> tuple[Source | None, Tower]:
+    """Find the vision tower that is given, or else named; a folder of the model's own user, too."""
+    name = str(config.get("mm_vision_tower"))
+    if given is None and source.is_here and Path(name).is_dir():
+        given = name
+    if given is None:
+        return None, named_tower(name, f"{source.name}: config.json")
+    opened = open_source(given)
+    tower = given_tower(opened)
+    check_is_named(tower, name, opened)
+    return opened, tower
 
 
 def _base(source: Source, kind: Kind, given: str | None) -> Source | None:
@@ -220,7 +239,7 @@ def _base(source: Source, kind: Kind, given: str | None) -> Source | None:
 
 
 def _with_tokenizer(source: Source, base: Source | None) -> Path:
-    own = any(any(source.folder.glob(pattern)) for pattern in TOKENIZERS)
+    own = any(any(source.folder.glob(pattern)) for pattern in prompts.TOKENIZERS)
     return source.folder if own or base is None else base.folder
 
 
