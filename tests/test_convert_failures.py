@@ -162,7 +162,7 @@ def test_a_full_disk_is_told_before_anything_is_written(llava, tmp_path, monkeyp
     full = SimpleNamespace(free=1_000_000)
     monkeypatch.setattr("victorctl.folders.shutil.disk_usage", lambda _place: full)
     sentence = (
-        r"out: needs 64\.4 MiB, and its disk has 977 KiB free\n"
+        r"out: needs 389 KiB and 64\.0 MiB to spare, and its disk has 977 KiB free\n"
         r"  fix: free some space, or choose an --out on another disk, or use --link$"
     )
     with pytest.raises(VictorError, match=sentence):

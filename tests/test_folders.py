@@ -153,6 +153,7 @@ def test_a_place_that_may_not_be_written_to_is_refused_before_anything_is_done(
     [
         (errno.ENOSPC, r"out: the disk is full\n  fix: free some space, or choose another --out"),
         (errno.EDQUOT, r"out: the disk is full"),
+        (errno.EFBIG, r"out: a file would be larger than this shell or disk allows"),
         (errno.EACCES, r"/locked: Permission denied\n  fix: choose another --out, where you may"),
         (errno.EROFS, r"/locked: Read-only file system"),
     ],
@@ -181,7 +182,7 @@ def test_a_disk_without_room_is_found_before_anything_is_written(tmp_path, monke
 
     check_space(out, 1_000_000_000)  # and the 64 MiB that must stay free
     with pytest.raises(
-        VictorError, match=r"there: needs 1\.09 GiB, and its disk has 1,018 MiB free\n"
+        VictorError, match=r"there: needs 1\.02 GiB and 64\.0 MiB to spare, and its disk has 1,018 MiB free\n"
     ):
         check_space(out, 1_100_000_000)
     with pytest.raises(VictorError, match=r"on another disk, or stop$"):

@@ -215,8 +215,12 @@ def has_chat_template(folder: Path) -> bool:
     return stored or (folder / "chat_template.jinja").is_file()
 
 
-def load_processor(folder: Path) -> Any:
+def load_processor(folder: Path, name: str | None = None) -> Any:
     """Load the processor of a model folder.
+
+    Args:
+        folder: Holds its files.
+        name: What errors call it, where the folder is not the user's.
 
     Raises:
         VictorError: If there is none that transformers can load, or it needs another package.
@@ -225,14 +229,14 @@ def load_processor(folder: Path) -> Any:
         return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except (ImportError, OSError, *UNUSABLE) as error:
         if isinstance(error, ImportError) or "Missing optional dependencies" in str(error):
-            raise _needs_package(folder, error) from error
+            raise _needs_package(name or folder, error) from error
         raise VictorError(
-            f"{folder}: no processor that transformers can load ({in_short(error)})",
+            f"{name or folder}: no processor that transformers can load ({in_short(error)})",
             fix="copy the base model's processor and tokenizer files into the folder",
         ) from error
 
 
-def _needs_package(folder: Path, error: Exception) -> VictorError:
+def _needs_package(folder: object, error: Exception) -> VictorError:
     """Name the package that a processor lacks, from what transformers says."""
     for package in PACKAGES:
         if package in str(error).lower():

@@ -157,7 +157,7 @@ def _check_processor(source: Source, recipe: Recipe) -> list[str]:
         if recipe.victor.init == "visual":
             notes.append("without a processor, registers are drawn like token embeddings")
     else:
-        load_processor(source.folder)
+        load_processor(source.folder, source.name)
     if not has_chat_template(source.folder):
         notes.append(f"{source.name} has no chat template: finetune and eval will ask for one")
     return notes

@@ -191,7 +191,8 @@ def check_space(out: Path, needed: int, *, instead: str = "") -> None:
     free = shutil.disk_usage(_nearest(out)).free
     if free < needed + SPARE:
         raise VictorError(
-            f"{out}: needs {size(needed + SPARE)}, and its disk has {size(free)} free",
+            f"{out}: needs {size(needed)} and {size(SPARE)} to spare, and its disk has "
+            f"{size(free)} free",
             fix=f"free some space, or choose an --out on another disk{instead}",
         )
 
