@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_of_ada"
+IGNORED = "none"  # a file that a .gitignore leaves out
 LARGE = (".safetensors", ".png")
 
 
@@ -49,6 +50,7 @@ class Fault:
     times: int = 10**9
     after: int = 0
     message: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
     late: bool = False
     """The request is carried out, and fails only then."""
 
@@ -115,7 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.asked.append(f"{self.command} {self.route}")
         fault = self.hub.fault(self.command, self.route)
         if fault and not fault.late:
-            self.answer(fault.status, {"error": fault.message or f"fault {fault.status}"})
+            said = {"error": fault.message or f"fault {fault.status}"}
+            self.answer(fault.status, said, fault.headers)
             return
         self.muted = fault
         for pattern, method in ROUTES:
@@ -145,7 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not self.allowed():
             return
         if name in self.hub.repos:
-            self.answer(409, {"error": "You already created this model repo"})
+            said = {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"}
+            self.answer(409, said)
             return
         private = asked.get("private") or asked.get("visibility") == "private"
         self.hub.make(name, private=bool(private))
@@ -168,10 +172,10 @@ class _Handler(BaseHTTPRequestHandler):
         if found := self.repo(name, revision or "main"):
             repo, commit = found
             card = repo.commits[commit].get("README.md", b"").decode()
-            license = re.search(r"^license: (\S+)$", card, re.MULTILINE)
+            named = dict(re.findall(r"^(license\w*): (\S+)$", card, re.MULTILINE))
             about = {"id": name, "sha": commit, "private": repo.private, "tags": [], "siblings": []}
-            if license:
-                about["cardData"] = {"license": license[1]}
+            if named:
+                about["cardData"] = named
             self.answer(200, about)
 
     def tree(self, name: str, revision: str) -> None:
@@ -222,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
         for file in json.loads(self.body)["files"]:
             path, known = file["path"], repo.commits[commit].get(file["path"])
             mode = "lfs" if path.endswith(LARGE) else "regular"
-            entry = {"path": path, "uploadMode": mode, "shouldIgnore": False}
+            entry = {"path": path, "uploadMode": mode, "shouldIgnore": path == IGNORED}
             if known is not None:
                 old = _entry(path, known)
                 entry["oid"] = old["lfs"]["oid"] if "lfs" in old else old["oid"]

@@ -1,5 +1,6 @@
 """Make a model that is fit to be published, and call `push` in few words."""
 
+import json
 import shutil
 from functools import cache
 from pathlib import Path
@@ -30,6 +31,9 @@ def _made(rung: str) -> Path:
     finetune(converted, recipe=recipe, run=Run(out=place / "model", **how))
     evaluate(place / "model", recipe=recipe, run=Run(**how))
     tiny_picture().save(place / "model" / "eval" / "tradeoff.png")  # nobody was right: no plot
+    file = place / "model" / "eval" / "report.json"
+    shown = {"accuracy": {"model": 0.75, "base": 0.8}, "kept": 0.9375, "interval": [0.9, 0.97]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | shown))
     return place
 
 
@@ -45,5 +49,5 @@ def converted(place: Path) -> Path:
 
 def run(folder: Path, repo: str = "ada/victor", *, dry_run: bool = False, **settings: object):
     """Push; the licence is told."""
-    flags = {"push.license": "llama2"} | {f"push.{key}": one for key, one in settings.items()}
+    flags = {f"push.{key}": one for key, one in ({"license": "llama2"} | settings).items()}
     return push(folder, repo, recipe=load_recipe(flags=flags), run=Run(dry_run=dry_run, quiet=True))

@@ -28,12 +28,11 @@ def edit(file, change):
     file.write_text(json.dumps(content))
 
 
-def from_hub(model, train="demo"):
-    """Let a model's base, and its data, be on the Hub."""
+def from_hub(model):
+    """Let a model's base be on the Hub."""
 
     def change(record):
         record["stages"][0]["source"] = {"name": "llava-hf/llava", "commit": SHA}
-        record["stages"][-1]["settings"]["data"]["train"] = train
 
     edit(model / "victor.json", change)
 
@@ -46,15 +45,16 @@ def measured(model, **more):
     edit(model / "eval" / "report.json", lambda report: report.update(shown | more))
 
 
-def card(model, own="", licence=TERMS, **how):
-    return write_card(prepare(model, quiet=True, **how), "ada/victor-cats", licence, own)
+def card(model, own="", licence=TERMS, dataset=None, **how):
+    made = prepare(model, quiet=True, **how)
+    return write_card(made, "ada/victor-cats", licence, own, dataset)
 
 
 def test_its_metadata_are_what_the_hub_reads(model):
-    from_hub(model, train="ada/cats")
+    from_hub(model)
     measured(model)
 
-    data = ModelCard(card(model)).data
+    data = ModelCard(card(model, dataset="ada/cats")).data
 
     assert (data.library_name, data.pipeline_tag) == ("transformers", "image-text-to-text")
     assert (data.base_model, data.base_model_relation) == ("llava-hf/llava", "finetune")
@@ -162,6 +162,7 @@ def test_damaged_metadata_are_refused(model):
 # ---- Licences ------------------------------------------------------------------------------------
 
 DEMO, HUB = {"name": "demo", "commit": None}, {"name": "llava-hf/llava", "commit": SHA}
+LOCAL = {"name": "llava", "commit": None}
 
 
 @pytest.fixture
@@ -173,10 +174,13 @@ def hub(tmp_path, monkeypatch):
         yield keeping
 
 
-def test_the_licence_is_the_users_word_else_the_pages_else_the_bases(hub):
+def test_the_licence_is_the_users_word_else_the_bases_else_the_pages(hub):
     page = {"license": "mit"}
     assert find_licence("llama2", page, HUB, "m").license == "llama2"
-    assert find_licence(None, page, HUB, "m").license == "mit"
+    assert find_licence(None, page, LOCAL, "m").license == "mit"
+    assert find_licence(None, {"license": "gemma"}, HUB, "m").found == "llava-hf/llava"
+    with pytest.raises(VictorError, match="its page says mit, and its base, llava-hf/llava, gemm"):
+        find_licence(None, page, HUB, "m")
     assert find_licence(None, {"license": "unknown"}, HUB, "m") == Licence(
         "gemma", found="llava-hf/llava"
     )
@@ -185,8 +189,29 @@ def test_the_licence_is_the_users_word_else_the_pages_else_the_bases(hub):
 
 def test_a_licence_of_another_kind_keeps_its_name_and_link():
     page = {"license": "other", "license_name": "cats", "license_link": "https://example.org"}
-    found = find_licence(None, page, DEMO, "m")
+    found = find_licence(None, page, LOCAL, "m")
     assert found.metadata() == page
+
+
+def test_a_link_within_the_bases_repository_is_made_whole(hub):
+    repo = hub.repos["llava-hf/llava"]
+    page = b"---\nlicense: other\nlicense_name: cats\nlicense_link: LICENSE\n---\n"
+    repo.commits[SHA] = {"README.md": page}
+    found = find_licence(None, {}, HUB, "m")
+    assert found.license_link == f"{hub.url}/llava-hf/llava/blob/{SHA}/LICENSE"
+
+
+@pytest.mark.parametrize("given", [None, "mit"])
+def test_nobodys_word_beats_a_base_that_allows_no_derivatives(hub, given):
+    hub.repos["llava-hf/llava"].commits[SHA] = {"README.md": b"---\nlicense: cc-by-nd-4.0\n---\n"}
+    with pytest.raises(VictorError, match="which allows nobody to publish derivatives"):
+        find_licence(given, {"license": "mit"}, HUB, "m")
+
+
+def test_a_base_that_is_gone_is_asked_about(hub):
+    hub.repos.clear()
+    with pytest.raises(VictorError, match=r"is not known\n  fix: add --set push.license=ID"):
+        find_licence(None, {}, HUB, "m")
 
 
 @pytest.mark.parametrize("origin", [{"name": "llava", "commit": None}, {}, HUB])
@@ -213,9 +238,33 @@ def test_without_the_hub_a_licence_may_stay_unknown():
 )
 def test_a_licence_that_allows_no_derivatives_is_refused(page):
     with pytest.raises(VictorError, match="which allows nobody to publish derivatives"):
-        find_licence(None, page, DEMO, "m")
+        find_licence(None, page, LOCAL, "m")
 
 
 @pytest.mark.parametrize("name", ["cc-by-nc-4.0", "llama2", "mit", "cc-by-sa-4.0", "bsd-3-clause"])
 def test_other_licences_are_passed_on(name):
-    assert find_licence(None, {"license": name}, DEMO, "m").license == name
+    assert find_licence(None, {"license": name}, LOCAL, "m").license == name
+
+
+# ---- One's own text ------------------------------------------------------------------------------
+
+
+def test_what_was_measured_of_other_weights_goes_from_the_page(model):
+    measured(model)
+    old = card(model, dataset="ada/cats")
+    (model / "eval" / "report.json").unlink()
+
+    data = metadata_of(card(model, own=old, licence=Licence("mit")))
+
+    assert not data.keys() & {"model-index", "datasets", "license_name"}
+    assert data["license"] == "mit"
+
+
+def test_a_page_whose_mark_is_gone_is_not_guessed_at(model):
+    own = card(model).replace("<!-- end of what victorctl wrote -->", "")
+    with pytest.raises(VictorError, match=r"is gone, so nobody knows where your text begins"):
+        card(model, own=own)
+
+
+def test_one_tag_is_a_tag(model):
+    assert "cats" in metadata_of(card(model, own="---\ntags: cats\n---\n"))["tags"]

@@ -182,7 +182,8 @@ def test_a_disk_without_room_is_found_before_anything_is_written(tmp_path, monke
 
     check_space(out, 1_000_000_000)  # and the 64 MiB that must stay free
     with pytest.raises(
-        VictorError, match=r"there: needs 1\.02 GiB and 64\.0 MiB to spare, and its disk has 1,018 MiB free\n"
+        VictorError,
+        match=r"there: needs 1\.02 GiB and 64\.0 MiB to spare, and its disk has 1,018 MiB free\n",
     ):
         check_space(out, 1_100_000_000)
     with pytest.raises(VictorError, match=r"on another disk, or stop$"):

@@ -71,7 +71,9 @@ def test_a_branch_is_pulled_by_its_name(hub, model, tmp_path):
     assert fetch(tmp_path / "back", revision="trial")["out"] == str(tmp_path / "back")
 
 
-@pytest.mark.parametrize("name", ["victor.safetensors", "model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["victor.safetensors", "model.safetensors", "tokenizer.json", "modeling_victor.py"]
+)
 def test_a_file_that_was_damaged_is_refused_and_nothing_stays(hub, model, tmp_path, name):
     publishing.run(model)
     fetch(tmp_path / "back")
@@ -96,6 +98,19 @@ def test_weights_that_the_history_does_not_know_are_refused(hub, model, tmp_path
 
     with pytest.raises(VictorError, match=r"its weights are not those that victor.json records"):
         fetch(tmp_path / "back")
+
+
+def test_weights_of_no_index_are_refused_and_other_folders_not_fetched(hub, model, tmp_path):
+    publishing.run(model)
+    repo, files = hub.repos["ada/victor"], hub.files("ada/victor")
+    more = {"step-5/model.safetensors": b"x", "onnx/model.safetensors": b"y"}
+    repo.branches["main"] = repo.commit(files | more, "more")
+    fetch(tmp_path / "back")
+    assert not any("step-5" in line or "onnx" in line for line in hub.asked)
+
+    repo.branches["main"] = repo.commit(files | {"extra.safetensors": b"x"}, "more")
+    with pytest.raises(VictorError, match=r"extra.safetensors is in no index"):
+        fetch(tmp_path / "again")
 
 
 def test_only_victor_models_are_pulled(hub, tmp_path):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import time
 
 import pytest
@@ -12,7 +11,6 @@ from tests import publishing
 from tests.hub import aim
 from tests.keeping import TOKEN, Fault, Keeping
 from tests.publishing import run
-from victorctl import hub as the_hub
 from victorctl import lineage
 from victorctl.errors import VictorError
 
@@ -188,165 +186,59 @@ def test_ones_own_text_and_metadata_survive(hub, model):
     assert run(model)["commit"] is None
 
 
-def test_a_page_in_the_folder_beats_that_on_the_hub(hub, model):
+MARKS = "{}\n<!-- written by victorctl: text above and below these two lines is yours and stays -->"
+MARKS += "\nold\n<!-- end of what victorctl wrote -->\n"
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "kept"),
+    [("Here.", "", "Here."), ("", "There.", "There."), ("A.", "A.", "A.")],
+)
+def test_text_of_ones_own_is_taken_from_where_it_is(hub, model, here, there, kept):
+    hub.make("ada/victor", {"README.md": MARKS.format(there).encode()})
+    (model / "README.md").write_text(MARKS.format(here))
+    assert f"---\n\n{kept}\n\n<!-- written" in run(model)["card"]
+
+
+def test_two_texts_of_ones_own_are_not_chosen_between(hub, model):
     hub.make("ada/victor", {"README.md": b"On the Hub."})
     (model / "README.md").write_text("In the folder.")
-
-    card = run(model)["card"]
-
-    assert "In the folder." in card
-    assert "On the Hub." not in card
-
-
-# ---- What goes wrong -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "address", ["http://hub.example.org", "http://127.0.0.1.example.org", "ftp://localhost", "hub"]
-)
-def test_nothing_is_sent_where_it_could_be_read_on_the_way(hub, model, monkeypatch, address):
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    with pytest.raises(VictorError, match=f"HF_ENDPOINT {address}: what is sent there, your token"):
-        run(model)
-    assert hub.asked == []
-
-
-@pytest.mark.parametrize(
-    "repo", ["a/b/c", "ada/vic tor", "ada/-victor", "ada/victor.git", "a--b/c"]
-)
-def test_a_name_that_the_hub_does_not_allow_is_refused(hub, model, repo):
-    with pytest.raises(VictorError, match=f"{repo}: no name of a repository on the Hub\n  fix: wr"):
-        run(model, repo)
-    assert hub.asked == []
-
-
-ROUTES = {
-    "who": "GET /api/whoami-v2",
-    "look": "GET /api/models/ada/victor$",
-    "tree": "GET .*/tree/",
-    "create": "POST /api/repos/create",
-    "preupload": "POST .*/preupload/",
-    "batch": "POST .*/objects/batch",
-    "upload": "PUT /_lfs/",
-    "commit": "POST .*/commit/",
-}
-SENTENCES = {
-    401: "the Hub does not know you .*\n  fix: hf auth login",
-    403: "your token may not write there .*\n  fix: use one that may: https",
-    404: "no such repository, or none that you may see .*\n  fix: check the name, or: hf auth",
-    409: "somebody else changed it meanwhile .*\n  fix: run the command again",
-    413: "more than the Hub takes .*\n  fix: free some storage",
-    429: "too many requests .*\n  fix: wait some minutes, then run the command again",
-    503: "the Hub is in trouble .*\n  fix: run the command again later",
-    507: "your storage is full .*\n  fix: free some",
-}
-
-
-CASES = [
-    pytest.param(route, status, marks=[] if status in (403, 503) else [pytest.mark.slow])
-    for route in ROUTES
-    for status in SENTENCES
-    # what the Hub says of a repository that does not exist, or exists already, is no refusal
-    if (route, status) not in {("look", 404), ("tree", 404), ("create", 409)}
-]
-
-
-@pytest.mark.parametrize(("route", "status"), CASES)
-def test_every_refusal_is_a_sentence_and_leaves_the_remote_as_it_was(hub, model, route, status):
-    if route != "create":
-        hub.make("ada/victor", {"old.txt": b"old"})
-    before = hub.state()
-    hub.faults = [Fault(ROUTES[route], status)]
-    with pytest.raises(VictorError, match=rf"victor: {SENTENCES[status]}"):
-        run(model, "victor")
-
-    assert hub.state() == before
-    tried = sum(bool(re.search(ROUTES[route], line)) for line in hub.asked)
-    assert tried >= (the_hub.TRIES if status in the_hub.LATER else 1)
-
-
-def test_a_full_storage_is_named_whatever_its_status(hub, model):
-    hub.make("ada/victor")
-    said = "You have exceeded your private storage quota."
-    hub.faults = [Fault(ROUTES["batch"], 403, message=said)]
-    with pytest.raises(VictorError, match=rf"your storage is full \(403: {said}\)\n  fix: free"):
+    with pytest.raises(VictorError, match=r"README.md: your text there is not that on the Hub"):
         run(model)
 
 
-@pytest.mark.parametrize("route", [route for route in ROUTES if route != "create"])
-def test_what_passes_is_tried_again_until_it_went_well(hub, model, route, capsys):
-    hub.make("ada/victor")
-    hub.faults = [Fault(ROUTES[route], 503, times=2)]
-
-    run(model, "victor")
-
-    assert "victor.safetensors" in hub.files("ada/victor")
-    assert len(hub.repos["ada/victor"].commits) == 2
-
-
-def test_a_commit_that_went_through_though_the_answer_was_lost_is_not_made_twice(hub, model):
-    hub.make("ada/victor")
-    hub.faults = [Fault("POST .*/commit/", 504, times=1, late=True)]
-
-    found = run(model)
-
-    assert found["commit"] == hub.repos["ada/victor"].branches["main"]
-    assert len(hub.repos["ada/victor"].commits) == 2
-
-
-def test_a_change_by_somebody_else_meanwhile_is_not_overwritten(hub, model, monkeypatch):
-    repo = hub.make("ada/victor")
-    whole = Keeping.fault
-
-    def meanwhile(self, method, path):
-        if "/preupload/" in path and len(repo.commits) == 1:
-            repo.branches["main"] = repo.commit({"theirs.txt": b"theirs"}, "theirs")
-        return whole(self, method, path)
-
-    monkeypatch.setattr(Keeping, "fault", meanwhile)
-    with pytest.raises(VictorError, match="somebody else changed it meanwhile"):
+def test_a_page_may_hold_no_token_and_is_looked_at_for_paths(hub, model, capsys):
+    (model / "README.md").write_text(f"hf_{'a1B2' * 9}")
+    with pytest.raises(VictorError, match=r"README.md: holds what looks like a token"):
         run(model)
-    assert hub.files("ada/victor") == {"theirs.txt": b"theirs"}
-
-
-def test_an_interrupted_upload_goes_on_where_it_ended(hub, model):
-    hub.make("ada/victor")
-    before = hub.state()
-    hub.faults = [Fault("PUT /_lfs/", 403, after=1)]
-    with pytest.raises(VictorError, match="may not write"):
-        run(model)
-    assert (hub.state(), len(hub.blobs)) == (before, 1)
-    hub.faults, sent = [], set(hub.blobs)
-    hub.asked.clear()
-
+    (model / "README.md").write_text("Made in /home/ada/work/x.")
     run(model)
-
-    uploads = {line.rpartition("/")[2] for line in hub.asked if line.startswith("PUT")}
-    assert uploads
-    assert not uploads & sent
+    assert "your own text names a path of this machine" in capsys.readouterr().err
 
 
-def test_a_hub_that_does_not_answer_is_a_sentence(hub, model, monkeypatch):
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(VictorError, match=r"the Hub at http://127.0.0.1:9 does not answer \(Conne"):
-        run(model)
+def test_pushed_twice_by_the_bases_licence_nothing_is_sent_the_second_time(hub, model):
+    base = hub.make("llava-hf/llava", {"README.md": b"---\nlicense: gemma\n---\n"})
+    record = json.loads((model / "victor.json").read_text())
+    source = {"name": "llava-hf/llava", "commit": base.branches["main"]}
+    record["stages"][0]["source"] = source
+    (model / "victor.json").write_text(json.dumps(record))
+
+    assert run(model, license=None)["license"] == "gemma"
+    assert run(model, license=None)["commit"] is None
 
 
-def test_without_a_token_one_is_told_to_log_in(hub, model, monkeypatch):
-    monkeypatch.delenv("HF_TOKEN")
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere")
-    for repo in ("victor", "ada/victor"):
-        with pytest.raises(VictorError, match="\n  fix: hf auth login"):
-            run(model, repo)
-    assert hub.repos == {}
+def test_a_branch_of_a_new_repository_is_made(hub, model):
+    run(model, revision="trial")
+    assert "victor.safetensors" in hub.files("ada/victor", "trial")
+    assert "victor.safetensors" not in hub.files("ada/victor")
 
 
-def test_the_token_is_shown_and_written_nowhere(hub, model, capfd):
+def test_folders_of_the_users_own_stay_and_what_would_be_loaded_unasked_goes(hub, model):
+    own = ["lora/adapter_model.safetensors", "onnx/model.safetensors", "LICENSE"]
+    gone = ["adapter_config.json", "custom_generate/generate.py", "preprocessor_config.json"]
+    hub.make("ada/victor", dict.fromkeys([*own, *gone, "old.safetensors"], b"x"))
+
     found = run(model)
 
-    assert TOKEN not in str(found)
-    assert TOKEN not in "".join(capfd.readouterr())
-    for content in hub.files("ada/victor").values():
-        assert TOKEN.encode() not in content
-    for file in model.rglob("*"):
-        assert file.is_dir() or TOKEN.encode() not in file.read_bytes()
+    assert found["removed"] == sorted([*gone, "old.safetensors"])
+    assert hub.files("ada/victor").keys() >= set(own)

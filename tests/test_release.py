@@ -93,6 +93,13 @@ def test_terms_and_a_shard_each_are_published(model):
         ("--data='/home/ada/cats.json'", "--data='cats.json'"),
         ("at /mnt/ada/", "at "),
         (r"C:\Users\ada\cats.json", "cats.json"),
+        ("C:/Users/ada/cats.json", "cats.json"),
+        ("file:///home/ada/cats.json", "cats.json"),
+        ("x:/home/ada/cats.json", "cats.json"),
+        ("see ../ada/secret/cats.json", "see cats.json"),
+        ("eval --data '/home/ada lovelace/My Data/c.json'", "eval --data 'c.json'"),
+        ("/home/ada", "~"),
+        ("in /home/ada now", "in ~ now"),
         ("file=/home/ada/x", "file=x"),
         ("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-7b-hf"),
         ("https://example.org/a/b", "https://example.org/a/b"),
@@ -108,6 +115,7 @@ def test_no_path_and_no_user_is_published(model, tmp_path):
     secret = "/home/ada-lovelace/private"
     record(model, details=f"{secret}/a.json", settings={"data": [f"see {secret}/b.json"]})
     config = json.loads((model / "config.json").read_text())
+    config["text_config"]["_name_or_path"] = f"{secret}/vicuna"
     (model / "config.json").write_text(json.dumps(config | {"_name_or_path": f"{secret}/llava"}))
     report = json.loads((model / "eval" / "report.json").read_text())
     report["settings"]["command"] = f"victorctl eval m --data {secret}/c.json"
@@ -119,6 +127,7 @@ def test_no_path_and_no_user_is_published(model, tmp_path):
         data = content if isinstance(content, bytes) else content.read_bytes()
         assert b"lovelace" not in data, name
         assert str(tmp_path).encode() not in data, name
+    config["text_config"]["_name_or_path"] = "vicuna"
     assert json.loads(found.files["config.json"]) == config | {"_name_or_path": "llava"}
     assert json.loads(found.files["victor.json"])["stages"][-1]["details"] == "a.json"
     assert json.loads(found.files["report.json"])["settings"]["command"].endswith("--data c.json")
@@ -140,10 +149,10 @@ def cut(file):
     file.write_bytes(file.read_bytes()[:-1])
 
 
-def replace(file, old, new):
+def replace(file, old, new, count=-1):
     text = file.read_text()
     assert old in text
-    file.write_text(text.replace(old, new))
+    file.write_text(text.replace(old, new, count))
 
 
 INDEX, CODE = "model.safetensors.index.victor.json", "modeling_victor.py"
@@ -160,7 +169,11 @@ DAMAGE = {
     "record": lambda folder: (folder / "victor.json").unlink(),
     "token": lambda folder: (folder / "chat_template.jinja").write_text(f"hf_{'a1B2' * 9}"),
     "adapter": lambda folder: (folder / "adapter_config.json").write_text("{}"),
+    "pickle": lambda folder: torch.save({}, folder / "tokenizer.model"),
+    "link": lambda folder: (folder / "NOTICE.txt").symlink_to("/etc/hostname"),
+    "foreign": lambda folder: replace(folder / "tokenizer_config.json", "{", FOREIGN, 1),
 }
+FOREIGN = '{"auto_map": {"AutoTokenizer": "evil/x--tok.T"},'
 REFUSALS = {
     "base": "its weights are not those that finetune wrote\n  fix: finetune again",
     "registers": "its weights are not those that finetune wrote",
@@ -174,6 +187,9 @@ REFUSALS = {
     "record": "no victor.json, so nothing says what the model was made from",
     "token": "holds what looks like a token of the Hub",
     "adapter": "an adapter of PEFT",
+    "pickle": "tokenizer.model: a pickle, which may run code",
+    "link": "NOTICE.txt: a link out of the folder",
+    "foreign": "its auto_map names code that is not this package's",
 }
 
 
@@ -234,6 +250,7 @@ def test_a_report_elsewhere_is_found_by_file_or_folder(model, tmp_path):
         (None, "no such report\n  fix: victorctl eval "),
         ("{}", "no report of victorctl eval"),
         ('{"schema": "victorctl/eval/1"}', "no report of victorctl eval"),
+        ('{"schema": "victorctl/eval/1", "settings": {}, "kept": 1}', "no report of victorctl"),
         ("[", "not JSON"),
     ],
 )
@@ -243,6 +260,17 @@ def test_what_is_no_report_is_refused(model, tmp_path, content, sentence):
         file.write_text(content)
     with pytest.raises(VictorError, match=f"other.json: {sentence}"):
         look(model, report=file)
+
+
+def test_a_report_that_came_with_the_model_is_its_report(model):
+    shutil.move(model / "eval" / "report.json", model / "report.json")
+    assert look(model).report["questions"] == 4
+
+
+def test_a_plot_of_another_evaluation_is_not_published(model):
+    file = model / "eval" / "report.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"kept": None}))
+    assert "tradeoff.png" not in look(model).files
 
 
 def test_hashes_are_those_of_what_is_published(model):

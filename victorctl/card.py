@@ -1,7 +1,7 @@
 """The page of a published model, `README.md`: metadata, what was measured, and what was not."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -15,12 +15,15 @@ from victorctl.errors import VictorError
 from victorctl.licence import Licence
 from victorctl.release import PLOT, Release
 from victorctl.report import Line, costs, headline, qualities, rivals, speedups
-from victorctl.sources import HUB_ID
 
 BEGIN = "<!-- written by victorctl: text above and below these two lines is yours and stays -->"
 END = "<!-- end of what victorctl wrote -->"
 FRONT = re.compile(r"\A\s*---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
 TASK = "image-text-to-text"
+OWNED = (
+    *("license", "license_name", "license_link", "base_model", "base_model_relation"),
+    *("datasets", "model-index", "library_name", "pipeline_tag"),
+)  # metadata that are victorctl's to set, or to leave out
 TAGS = ("victor", "custom_code", "llava", "visual-token-reduction")
 
 
@@ -41,7 +44,9 @@ def metadata_of(card: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def write_card(release: Release, repo: str, licence: Licence, own: str = "") -> str:
+def write_card(
+    release: Release, repo: str, licence: Licence, own: str = "", dataset: str | None = None
+) -> str:
     """Write the card of a model.
 
     Args:
@@ -50,35 +55,47 @@ def write_card(release: Release, repo: str, licence: Licence, own: str = "") -> 
         licence: Its terms.
         own: The card that there is; text that victorctl did not write, and metadata that it does
             not know, stay.
+        dataset: Hub id of the training data.
     """
-    known = metadata_of(own)
-    mine = _metadata(release, repo, licence)
-    tags = [*mine["tags"], *(tag for tag in known.get("tags") or () if tag not in mine["tags"])]
+    known = {key: value for key, value in metadata_of(own).items() if key not in OWNED}
+    mine = _metadata(release, repo, licence, dataset)
+    theirs = known.get("tags") or []
+    theirs = [theirs] if isinstance(theirs, str) else theirs
+    tags = [*mine["tags"], *(tag for tag in theirs if tag not in mine["tags"])]
+    others = {key: value for key, value in known.items() if key != "tags"}
     front = yaml.safe_dump(
-        known | mine | {"tags": tags}, sort_keys=False, allow_unicode=True, width=100
+        mine | {"tags": tags} | others, sort_keys=False, allow_unicode=True, width=100
     )
-    before, after = _own_text(own)
+    before, after = own_text(own)
     parts = (before, f"{BEGIN}\n\n{_body(release, repo, licence)}\n\n{END}", after)
     return f"---\n{front}---\n\n" + "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _own_text(card: str) -> tuple[str, str]:
-    """Take out of a card what stands before and after what victorctl wrote."""
+def own_text(card: str) -> tuple[str, str]:
+    """Take out of a card what stands before and after what victorctl wrote.
+
+    Raises:
+        VictorError: If it does not say where that ends.
+    """
     body = FRONT.sub("", card, count=1)
     before, begun, rest = body.partition(BEGIN)
-    after = rest.partition(END)[2] if begun else ""
+    _, ended, after = rest.partition(END)
+    if begun and not ended:
+        raise VictorError(
+            f"README.md: the line {END!r} is gone, so nobody knows where your text begins",
+            fix="put the line back behind what victorctl wrote",
+        )
     return before.strip(), after.strip()
 
 
-def _metadata(release: Release, repo: str, licence: Licence) -> dict[str, Any]:
+def _metadata(release: Release, repo: str, licence: Licence, dataset: str | None) -> dict[str, Any]:
     origin, name = release.origin, repo.rpartition("/")[2]
-    train = _last_training(release).get("data", {}).get("train")
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=TASK,
         tags=list(TAGS),
         base_model=origin["name"] if origin.get("commit") else None,
-        datasets=[train] if train and HUB_ID.fullmatch(train) and "/" in train else None,
+        datasets=[dataset] if dataset else None,
         **licence.metadata(),
     ).to_dict()
     if origin.get("commit"):
@@ -90,11 +107,12 @@ def _metadata(release: Release, repo: str, licence: Licence) -> dict[str, Any]:
 
 def _results(report: Mapping[str, Any]) -> list[EvalResult]:
     data = report["settings"]["data"]
+    slug = re.sub(r"[^\w.-]+", "-", data)
     shown = {"accuracy": report["accuracy"]["model"], "accuracy kept": report["kept"]}
     return [
         EvalResult(
             task_type=TASK,
-            dataset_type=data,
+            dataset_type=slug,
             dataset_name=data,
             metric_type="accuracy",
             metric_name=name,
@@ -170,18 +188,15 @@ def _measured(report: Mapping[str, Any]) -> dict[str, Any]:
         "software": ", ".join(
             f"{name} {versions[name]}" for name in ("victorctl", "torch", "transformers")
         ),
-        "device": f"{settings['device']}, {settings['dtype']}, {settings['threads']} CPU threads",
+        "device": f"{settings['device']}, {settings['dtype']}, CPU threads: {settings['threads']}",
     }
 
 
-def _table(head: Iterable[str], lines: Iterable[Line]) -> str:
+def _table(head: Sequence[str], lines: Iterable[Line]) -> str:
     """Write a table in Markdown, numbers to the right."""
-    head = tuple(head)
-    rows = [
-        head,
-        ("---", *("---:" for _ in head[1:])),
-        *((line.name, *line.cells) for line in lines),
-    ]
+    rule = ("---", *("---:" for _ in head[1:]))
+    cells = [(line.name, *line.cells) for line in lines]
+    rows = [head, rule, *([cell.replace("|", r"\|") for cell in row] for row in cells)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -219,4 +234,4 @@ def _limits(release: Release) -> Iterable[str]:
 def _terms(licence: Licence, origin: Mapping[str, Any]) -> str:
     named = licence.license_name or licence.license
     linked = f"[{named}]({licence.license_link})" if licence.license_link else f"`{named}`"
-    return f"{linked}, the terms of its base, {_base(origin)} (as {licence.found} says)."
+    return f"{linked}, the terms of its base, {_base(origin)}."

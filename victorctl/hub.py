@@ -2,6 +2,7 @@
 
 import hashlib
 import ipaddress
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from victorctl.runtime import say
 
 TRIES = 5
 WAIT = 1.0  # seconds before the second try; each later one waits twice as long
+LONGEST = 300.0  # seconds that are waited, whatever the Hub asks for
 LATER = (408, 429, 500, 502, 503, 504)  # statuses that may pass
 
 Found = TypeVar("Found")
@@ -59,13 +61,12 @@ def _is_loopback(host: str | None) -> bool:
         return False
 
 
-def whole_name(repo: str) -> str:
-    """Check a repository's name; one without an owner is the user's own.
+def check_name(repo: str) -> None:
+    """Check a repository's name.
 
     Raises:
-        VictorError: If the Hub allows no such name, or does not know the user.
+        VictorError: If the Hub allows no such name.
     """
-    from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -77,8 +78,18 @@ def whole_name(repo: str) -> str:
             fix="write OWNER/NAME, of at most 96 letters, digits, '-', '_' and '.', neither first "
             "nor last '-' or '.', never '--' or '..', and not ending in .git",
         ) from error
+
+
+def whole_name(repo: str) -> str:
+    """Put the user in front of a name without an owner.
+
+    Raises:
+        VictorError: If the Hub does not know the user.
+    """
     if "/" in repo:
         return repo
+    from huggingface_hub import HfApi
+
     with explained(repo):
         return f"{patiently(HfApi().whoami)['name']}/{repo}"
 
@@ -123,11 +134,12 @@ def same(remote: tuple[str, int], content: Path | bytes, sha256: str) -> bool:
     size = len(content) if isinstance(content, bytes) else content.stat().st_size
     if size != length:
         return False
-    return known == sha256 or (len(known) == 40 and known == _git_hash(content, size))
+    return known == sha256 or (len(known) == 40 and known == git_hash(content))
 
 
-def _git_hash(content: Path | bytes, size: int) -> str:
+def git_hash(content: Path | bytes) -> str:
     """Hash as Git does, piece by piece."""
+    size = len(content) if isinstance(content, bytes) else content.stat().st_size
     digest = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
     if isinstance(content, bytes):
         digest.update(content)
@@ -152,11 +164,17 @@ def patiently(call: Callable[..., Found], *args: Any, **kwargs: Any) -> Found:
             response = getattr(error, "response", None)  # None where nothing was answered
             if attempt == TRIES or (response is not None and response.status_code not in LATER):
                 raise
-            wait = WAIT * 2 ** (attempt - 1)
+            wait = _wait(response, attempt)
             reason = "does not answer" if response is None else f"answers {response.status_code}"
             say(f"the Hub {reason}; trying again in {wait:.0f} s", quiet=False)
             time.sleep(wait)
     raise AssertionError("unreachable")
+
+
+def _wait(response: Any, attempt: int) -> float:
+    """Say how many seconds to wait: as long as the Hub asks for, or each time twice as long."""
+    asked = response.headers.get("Retry-After", "") if response is not None else ""
+    return min(float(asked), LONGEST) if asked.isdecimal() else WAIT * 2 ** (attempt - 1)
 
 
 @contextmanager
@@ -195,17 +213,25 @@ def explained(repo: str) -> Iterator[None]:
         ) from error
     except errors.LocalTokenNotFoundError as error:
         raise VictorError(f"{repo}: you are not logged in", fix="hf auth login") from error
-    except (errors.HTTPError, RuntimeError) as error:
-        cause = error.__cause__ if isinstance(error, RuntimeError) else error  # of an upload
-        if not isinstance(cause, errors.HTTPError):
+    except errors.HTTPError as error:
+        raise _explained(repo, error) from error
+    except (RuntimeError, ValueError, OSError) as error:
+        cause = error.__cause__  # of an upload by LFS, or a file that was not to be had
+        if isinstance(cause, errors.HTTPError):
+            raise _explained(repo, cause) from error
+        if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
+            raise _refused(repo, 400, str(error)) from error  # a page, or one file of several
+        if not isinstance(error, (ConnectionError, PermissionError)):
             raise
-        raise _explained(repo, cause) from error
+        status = STATUS.search(str(error))  # of an upload by Xet
+        raise _refused(repo, int(status[0]) if status else None, str(error)) from error
 
 
+STATUS = re.compile(r"\b[45]\d\d\b")
 TOKENS = "https://huggingface.co/settings/tokens"
 REFUSALS = {
     400: ("the Hub does not take this", "mend what it names"),
-    401: ("the Hub does not know you", "hf auth login"),
+    401: ("the Hub does not know you", "hf auth login, or mend HF_TOKEN where that is set"),
     403: ("your token may not write there", f"use one that may: {TOKENS}, then hf auth login"),
     404: ("no such repository, or none that you may see", "check the name, or: hf auth login"),
     409: ("somebody else changed it meanwhile", "run the command again"),
@@ -219,11 +245,16 @@ REFUSALS = {
 
 def _explained(repo: str, error: Any) -> VictorError:
     if getattr(error, "response", None) is None:
+        return _refused(repo, None, type(error).__name__)
+    return _refused(repo, error.response.status_code, getattr(error, "server_message", None))
+
+
+def _refused(repo: str, status: int | None, message: str | None) -> VictorError:
+    if status is None:
         return VictorError(
-            f"{repo}: the Hub at {endpoint()} does not answer ({type(error).__name__})",
+            f"{repo}: the Hub at {endpoint()} does not answer ({message})",
             fix="check the network and the proxy, then run the command again",
         )
-    status, message = error.response.status_code, getattr(error, "server_message", None)
     trouble = ("the Hub is in trouble", "run the command again later")
     problem, fix = REFUSALS.get(status, trouble)
     if message and ("storage" in message.lower() or "quota" in message.lower()):

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from victorctl.errors import VictorError
@@ -39,7 +39,7 @@ def find_licence(
     *,
     online: bool = True,
 ) -> Licence:
-    """Find a model's licence.
+    """Find a model's licence: the user's word, else the base's, else that of the model's own card.
 
     Args:
         given: By the user.
@@ -49,25 +49,38 @@ def find_licence(
         online: Whether the Hub can be asked; without it, a base's licence may stay unknown.
 
     Raises:
-        VictorError: If nobody names it, or it allows no derivatives.
+        VictorError: If nobody names it, card and base disagree, or one allows no derivatives.
     """
-    found = (
-        _read({"license": given}, "you")
-        or _read(card, "the model's own card")
-        or (_of_base(origin) if online or not origin.get("commit") else UNASKED)
-    )
+    asked = online or not origin.get("commit")
+    said = _read({"license": given}, "--set push.license")
+    base = _of_base(origin) if asked else None
+    own = _read(card, "README.md")
+    for each in filter(None, (said, base, own)):
+        _check_derivatives(each, folder)
+    if said:
+        return said
+    if base and own and base.license != own.license:
+        raise VictorError(
+            f"{folder}: its page says {own.license}, and its base, {origin['name']}, "
+            f"{base.license}",
+            fix="add --set push.license=ID with what holds, or correct the page",
+        )
+    found = base or own or (None if asked else UNASKED)
     if found is None:
         raise VictorError(
             f"{folder}: the licence of its base, {origin.get('name')}, is not known",
             fix="add --set push.license=ID with the base's, such as llama2 or apache-2.0",
         )
-    named = " ".join(found.metadata().values())
-    if NO_DERIVATIVES.search(found.license) or NO_DERIVATIVES.search(found.license_name or ""):
-        raise VictorError(
-            f"{folder}: {found.found} says {named}, which allows nobody to publish derivatives",
-            fix="ask the authors of the base, or keep the model to yourself",
-        )
     return found
+
+
+def _check_derivatives(found: Licence, folder: object) -> None:
+    for name in (found.license, found.license_name or ""):
+        if NO_DERIVATIVES.search(name):
+            raise VictorError(
+                f"{folder}: {found.found} says {name}, which allows nobody to publish derivatives",
+                fix="ask the authors of the base, or keep the model to yourself",
+            )
 
 
 def _of_base(origin: Mapping[str, Any]) -> Licence | None:
@@ -77,13 +90,21 @@ def _of_base(origin: Mapping[str, Any]) -> Licence | None:
     if not origin.get("commit"):
         return None
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    from victorctl.hub import explained, patiently
+    from victorctl.hub import endpoint, explained, patiently
 
-    name = origin["name"]
+    name, commit = origin["name"], origin["commit"]
     with explained(name):
-        about = patiently(HfApi().model_info, name, revision=origin["commit"])
-    return _read(about.card_data.to_dict() if about.card_data else {}, name)
+        try:
+            about = patiently(HfApi().model_info, name, revision=commit)
+        except (RepositoryNotFoundError, RevisionNotFoundError):  # gone since
+            return None
+    found = _read(about.card_data.to_dict() if about.card_data else {}, name)
+    if found and found.license_link and "://" not in found.license_link:
+        link = f"{endpoint()}/{name}/blob/{commit}/{found.license_link}"
+        found = replace(found, license_link=link)
+    return found
 
 
 def _read(card: Mapping[str, Any], who: str) -> Licence | None:

@@ -1,16 +1,26 @@
 """The pull stage: a published model comes back as a folder, every file of it proved."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from victorctl import checkpoint, hub, lineage
 from victorctl.errors import VictorError
-from victorctl.folders import check_output, writing
+from victorctl.folders import check_output, check_space, writing
 from victorctl.recipe import Run
-from victorctl.release import PUBLISHED, hash_weights
+from victorctl.release import hash_weights, is_published
 from victorctl.runtime import say
-from victorctl.sources import LINEAGE, Source, check_fetched, fetch_weights, open_source, read_json
+from victorctl.sources import (
+    LINEAGE,
+    Source,
+    check_fetched,
+    fetch_weights,
+    file_names,
+    open_source,
+    read_json,
+)
+from victorctl.weights import sha256
 
 
 def pull(repo: str, *, revision: str | None = None, run: Run) -> dict[str, Any]:
@@ -39,9 +49,10 @@ def pull(repo: str, *, revision: str | None = None, run: Run) -> dict[str, Any]:
         raise VictorError(
             f"{repo}: not a Victor model", fix=f"victorctl convert {repo} --out {run.out}"
         )
-    fetch_weights(source, PUBLISHED)
+    names = sorted(name for name in file_names(source) if is_published(name))
+    fetch_weights(source, names)
     with writing(run.out, overwrite=run.overwrite) as folder:
-        _copy(source, folder)
+        _copy(source, folder, names)
         digest = _prove(source, folder, quiet=run.quiet)
     if not checkpoint.runs_our_code(run.out):
         say(
@@ -57,13 +68,19 @@ def pull(repo: str, *, revision: str | None = None, run: Run) -> dict[str, Any]:
     }
 
 
-def _copy(source: Source, folder: Path) -> None:
-    """Copy what is published of a model, and nothing else that is in the cache."""
-    for pattern in PUBLISHED:
-        for file in source.folder.glob(pattern):
-            target = folder / file.relative_to(source.folder)
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, target)
+def _copy(source: Source, folder: Path, names: Sequence[str]) -> None:
+    """Copy files from the cache; small ones are held to the hash that the Hub keeps of them.
+
+    Raises:
+        VictorError: If one was damaged on its way, or since.
+    """
+    check_space(folder, sum((source.folder / name).stat().st_size for name in names))
+    for name in names:
+        file, target = source.folder / name, folder / name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target)
+        if not name.endswith(".safetensors"):
+            check_fetched(source, {name: sha256(target)}, {name: hub.git_hash(target)})
 
 
 def _prove(source: Source, folder: Path, *, quiet: bool) -> str:
@@ -73,6 +90,12 @@ def _prove(source: Source, folder: Path, *, quiet: bool) -> str:
         Weight hash of the folder.
     """
     hashes = hash_weights(folder, quiet=quiet)
+    more = {file.name for file in folder.glob("*.safetensors")} - hashes.keys()
+    if more:
+        raise VictorError(
+            f"{source.name}: {min(more)} is in no index, so nobody knows what it is",
+            fix="ask its author to push the model again",
+        )
     check_fetched(source, hashes)
     stages, found = lineage.read_lineage(folder)["stages"], lineage.hash_of(hashes)
     if not stages or stages[-1]["weights_sha256"] != found:

@@ -12,17 +12,31 @@ from rich.table import Table
 from rich.text import Text
 
 from victorctl import hub
-from victorctl.card import metadata_of, write_card
+from victorctl.card import metadata_of, own_text, write_card
 from victorctl.errors import VictorError
 from victorctl.hub import Remote
 from victorctl.licence import Licence, find_licence
 from victorctl.recipe import PushSection, Recipe, Run
-from victorctl.release import CARD, Release, hash_of, prepare
+from victorctl.release import (
+    CARD,
+    PLOT,
+    REPORT,
+    Release,
+    check_secrets,
+    hash_of,
+    prepare,
+    scrubbed,
+)
 from victorctl.runtime import say
+from victorctl.sources import ADAPTER, SMALL_FILES
 from victorctl.units import size
 
-STALE = ("*.safetensors", "*.safetensors.index*.json", "pytorch_model*.bin*")
-"""What a model may be loaded from: of these no others than the new ones stay on the Hub."""
+KEPT = ("LICENSE*", "NOTICE*")  # of files that models have, what may be the user's own
+STALE = (
+    *(name for name in SMALL_FILES if name not in KEPT),
+    *("*.safetensors", "*.safetensors.index*.json", "pytorch_model*.bin*", REPORT, PLOT, ADAPTER),
+)
+"""What a model is loaded from or judged by: of these no others than the new ones stay there."""
 UNKNOWN, NEW, CHANGED, SAME = "unknown", "new", "changed", "same"
 
 
@@ -57,12 +71,17 @@ class Parcel:
         return sorted(
             name
             for name in (remote.files if remote else ())
-            if name not in self.release.files and any(fnmatch(name, old) for old in STALE)
+            if name not in self.release.files
+            and (name.startswith("custom_generate/") or ("/" not in name and _is_stale(name)))
         )
 
     def is_there(self, remote: Remote) -> bool:
         """Whether the Hub holds all of this already."""
         return {*self.changes(remote).values()} <= {SAME} and not self.stale(remote)
+
+
+def _is_stale(name: str) -> bool:
+    return any(fnmatch(name, old) for old in STALE)
 
 
 def push(folder: Path, repo: str, *, recipe: Recipe, run: Run) -> dict[str, Any]:
@@ -87,13 +106,15 @@ def push(folder: Path, repo: str, *, recipe: Recipe, run: Run) -> dict[str, Any]
     address = hub.endpoint()
     given = Path(settings.report) if settings.report else None
     release = prepare(folder, report=given, untrained=settings.untrained, quiet=run.quiet)
+    hub.check_name(repo)
     say(f"asking {address} about {repo}", quiet=run.quiet)
     name, remote = _remote(repo, settings, dry_run=run.dry_run)
     own = _own_card(folder, name, remote)
     licence = find_licence(
         settings.license, metadata_of(own), release.origin, folder, online=remote is not None
     )
-    card = write_card(release, name, licence, own).encode()
+    card = write_card(release, name, licence, own, settings.dataset).encode()
+    _check_card(folder / CARD, card.decode())
     release = replace(
         release, files=release.files | {CARD: card}, hashes=release.hashes | {CARD: hash_of(card)}
     )
@@ -112,29 +133,60 @@ def _remote(repo: str, settings: PushSection, *, dry_run: bool) -> tuple[str, Re
         if remote.commit is None and settings.revision:  # a new branch starts from the main one
             remote = replace(hub.look(name, None), is_branch=False)
     except VictorError as error:
-        if not dry_run or "no name of a repository" in error.problem:
+        if not dry_run:
             raise
         say(f"warning: what is there is not known: {error.problem}", quiet=False)
         return repo, None
+    _check_private(name, settings, remote)
+    return name, remote
+
+
+def _check_private(name: str, settings: PushSection, remote: Remote) -> None:
     if settings.private and remote.private is False:
         raise VictorError(
             f"--private: {name} is public already",
             fix=f"leave --private out, or change it at {hub.endpoint()}/{name}/settings",
         )
-    return name, remote
 
 
 def _own_card(folder: Path, name: str, remote: Remote | None) -> str:
-    """Read the card that there is: in the folder, else on the Hub."""
-    if (folder / CARD).is_file():
-        return (folder / CARD).read_text(encoding="utf-8")
+    """Read the card that there is: that on the Hub, unless only the folder's has text of its own.
+
+    Raises:
+        VictorError: If both have, and not the same.
+    """
+    here = _read_card(folder / CARD) if (folder / CARD).is_file() else ""
     if remote is None or CARD not in remote.files:
-        return ""
+        return here
     from huggingface_hub import hf_hub_download
 
     with hub.explained(name):
         file = hub.patiently(hf_hub_download, name, CARD, revision=remote.commit)
-    return Path(file).read_text(encoding="utf-8")
+    there = _read_card(Path(file))
+    ours, theirs = own_text(here), own_text(there)
+    if not any(ours) or ours == theirs:
+        return there
+    if any(theirs):
+        raise VictorError(
+            f"{folder / CARD}: your text there is not that on the Hub, and one would be lost",
+            fix=f"join the two in the folder's page and in that of {name}, or remove one",
+        )
+    return here
+
+
+def _read_card(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise VictorError(f"{file}: not UTF-8 ({error})", fix="save it as UTF-8") from error
+
+
+def _check_card(file: Path, card: str) -> None:
+    """Refuse a token in a page, and warn of paths in the user's own text."""
+    check_secrets(file, card.encode())
+    own = "\n".join(own_text(card))
+    if scrubbed(own) != own:
+        say(f"warning: {file}: your own text names a path of this machine", quiet=False)
 
 
 def _describe(parcel: Parcel) -> dict[str, Any]:
@@ -169,12 +221,23 @@ def _send(parcel: Parcel, *, quiet: bool) -> dict[str, Any]:
     from huggingface_hub import HfApi
 
     api, settings = HfApi(), parcel.settings
+    if gone := parcel.stale(parcel.remote):
+        say(f"removing there what is not this model's: {', '.join(gone)}", quiet=quiet)
     with hub.explained(parcel.repo), hub.bars(quiet=quiet):
         if parcel.remote.commit is None:
-            hub.patiently(api.create_repo, parcel.repo, private=settings.private, exist_ok=True)
-            parcel = replace(parcel, remote=hub.look(parcel.repo, None))
+            private = settings.private or None  # what the owner's default is
+            hub.patiently(api.create_repo, parcel.repo, private=private, exist_ok=True)
+            made = hub.look(parcel.repo, None)
+            _check_private(parcel.repo, settings, made)
+            parcel = replace(parcel, remote=replace(made, is_branch=settings.revision is None))
         with _branch(parcel):
-            info = hub.patiently(_Sending(parcel))
+            # a pull request is opened once: nobody could tell whether a lost answer opened it
+            info = _Sending(parcel)() if settings.pr else hub.patiently(_Sending(parcel))
+        if not settings.pr and not parcel.is_there(hub.look(parcel.repo, settings.revision)):
+            raise VictorError(
+                f"{parcel.repo}: the Hub took the commit, and does not hold all files of it",
+                fix="look for a .gitignore there that leaves some out, and run the command again",
+            )
     say(f"published at {info['url']}", quiet=quiet)
     return info
 
@@ -188,7 +251,7 @@ def _branch(parcel: Parcel) -> Iterator[None]:
     if branch is None or parcel.remote.is_branch:
         yield
         return
-    hub.patiently(HfApi().create_branch, parcel.repo, branch=branch, exist_ok=True)
+    hub.patiently(HfApi().create_branch, parcel.repo, branch=branch)
     try:
         yield
     except BaseException:
@@ -207,7 +270,7 @@ class _Sending:
         from huggingface_hub import HfApi
 
         parcel, settings = self.parcel, self.parcel.settings
-        if self.tried and not settings.pr:
+        if self.tried:
             now = hub.look(parcel.repo, settings.revision)
             if parcel.is_there(now):
                 return {"commit": now.commit, "url": f"{parcel.endpoint}/{parcel.repo}"}

@@ -212,6 +212,9 @@ class PushSection(Section):
     license: str | None = None
     """Licence of the base, as the Hub names it; unset: what its own page says."""
 
+    dataset: str | None = None
+    """Hub id of the training data, for the page; unset: none is named."""
+
     report: str | None = None
     """Report on the card; unset: `eval/report.json` in the model, if it is there."""
 

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,29 @@ INDEXES = (BASE_INDEX, "model.safetensors.index.victor.json")
 PLOT, REPORT = "tradeoff.png", "report.json"
 CARD = "README.md"
 PUBLISHED = (
-    *SMALL_FILES,
-    LINEAGE,
-    *INDEXES,
-    "*.safetensors",
-    checkpoint.CODE.name,
-    REPORT,
-    PLOT,
-    CARD,
-)
+    *SMALL_FILES, LINEAGE, *INDEXES, "*.safetensors", checkpoint.CODE.name, REPORT, PLOT, CARD
+)  # fmt: skip
 """Everything that is published; anything else stays here."""
+
+
+def is_published(name: str) -> bool:
+    """Say whether a file of a repository is one that a model has, by its path there."""
+    alone = "/" not in name or name.startswith("additional_chat_templates/")
+    return alone and any(fnmatch(name, pattern) for pattern in PUBLISHED)
+
+
+NEEDED = ("accuracy", "kept", "interval", "by_type", "speedup", "baselines", "questions")
 LOCAL = ("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file")
+PART = r"""[^/\\\s"'<>|]+"""
 PATH = re.compile(
-    r"""(?<![\w:/.<\]])(?:~[\w.-]*)?/(?:[^/\s"'<>|\\]+/)+([^/\s"'<>|\\]*)"""
-    r"""|(?<![\w:/.<\]])~[\w.-]*/([^/\s"'<>|\\]+)"""
-    r"""|\b[A-Za-z]:\\(?:[^\\\s"'<>|]+\\)*([^\\\s"'<>|]*)"""
+    rf"""file:///?(?:{PART}/)*(?P<url>(?:{PART})?)"""
+    rf"""|(?<![\w/.<\]])(?:~[\w.-]*|\.\.?(?=/\.\.|/)|[A-Za-z]:)?/(?:{PART}/)+(?P<root>(?:{PART})?)"""
+    rf"""|(?<![\w/.<\]])~[\w.-]*/(?P<home>{PART})"""
+    rf"""|(?:\b[A-Za-z]:|\\)\\(?:{PART}\\)*(?P<drive>(?:{PART})?)"""
 )
-"""A path from the root or a home, and its last part."""
+"""A path from the root, a home or a folder above, and its last part."""
+QUOTED = re.compile(r"""(['"])((?:~|/)[^'"\n]*)\1""")
+HOME = re.compile(r"/(?:home|Users)/[^/\s'\"]+(?=$|[\s'\",;)])")
 TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
 
 
@@ -91,7 +98,7 @@ def prepare(
     files = dict(_contents(folder, hashes, measured))
     for name, content in files.items():
         if name not in hashes:
-            _check_secrets(folder / name, content)
+            check_secrets(folder / name, content)
     hashes |= {name: hash_of(content) for name, content in files.items() if name not in hashes}
     return Release(
         folder,
@@ -169,7 +176,8 @@ def _read_report(
     folder: Path, given: Path | None, stages: list[dict[str, Any]]
 ) -> tuple[Path, dict[str, Any]] | None:
     """Read what was measured of these very weights."""
-    file = given or folder / "eval" / REPORT
+    beside = folder / "eval" / REPORT
+    file = given or (beside if beside.is_file() else folder / REPORT)  # where pull puts it
     if given is not None and given.is_dir():
         file = given / REPORT
     found = read_json(file)
@@ -177,7 +185,8 @@ def _read_report(
         if given is not None:
             raise VictorError(f"{file}: no such report", fix=f"victorctl eval {folder} --data DATA")
         return None
-    if found.get("schema") != SCHEMA or not isinstance(found.get("settings"), dict):
+    whole = all(key in found for key in NEEDED) and isinstance(found.get("settings"), dict)
+    if found.get("schema") != SCHEMA or not whole:
         raise VictorError(f"{file}: no report of victorctl eval", fix="give its report.json")
     if found.get("weights_sha256") != stages[-1]["weights_sha256"]:
         raise VictorError(
@@ -194,6 +203,7 @@ def _contents(
     for pattern in SMALL_FILES:
         for file in sorted(folder.glob(pattern)):
             if file.is_file():
+                _check_own(file, folder)
                 yield file.relative_to(folder).as_posix(), _without_paths(file)
     for name in (*INDEXES, *hashes, checkpoint.CODE.name):
         yield name, folder / name
@@ -201,39 +211,74 @@ def _contents(
     if measured:
         file, found = measured
         yield REPORT, _as_json(scrubbed(found))
-        if (file.parent / PLOT).is_file():
+        if found["kept"] is not None and (file.parent / PLOT).is_file():
             yield PLOT, file.parent / PLOT
+
+
+def _check_own(file: Path, folder: Path) -> None:
+    """Refuse a link to elsewhere, a pickle under another name, and a file that names foreign code.
+
+    Raises:
+        VictorError: If it is one.
+    """
+    if file.is_symlink() and not file.resolve().is_relative_to(folder.resolve()):
+        raise VictorError(
+            f"{file}: a link out of the folder, and what it leads to would be published",
+            fix="put the file itself there, or take the link away",
+        )
+    if file.suffix == ".model" and file.read_bytes()[:2] in (b"\x80\x02", b"\x80\x04", b"PK"):
+        raise VictorError(
+            f"{file}: a pickle, which may run code when opened", fix="take it out of the folder"
+        )
+    named = (read_json(file) or {}).get("auto_map") if file.suffix == ".json" else None
+    if named and file.name != "config.json":
+        raise VictorError(
+            f"{file}: its auto_map names code that is not this package's",
+            fix="take auto_map out of the file",
+        )
 
 
 def _without_paths(file: Path) -> Path | bytes:
     """Leave out where on this machine a configuration was loaded from."""
-    content = read_json(file) if file.suffix == ".json" and file.name != "tokenizer.json" else {}
-    local = {
-        key: scrubbed(content[key])
-        for key in LOCAL
-        if isinstance(content.get(key), str) and scrubbed(content[key]) != content[key]
-    }
-    return _as_json(content | local) if local else file
+    if file.suffix != ".json" or file.name == "tokenizer.json":
+        return file
+    content = read_json(file)
+    cleaned = _without_local(content)
+    return file if cleaned == content else _as_json(cleaned)
+
+
+def _without_local(value: Any) -> Any:
+    """Cut the values of keys that say where something was loaded from, however deep."""
+    if isinstance(value, dict):
+        return {
+            key: scrubbed(inner) if key in LOCAL else _without_local(inner)
+            for key, inner in value.items()
+        }
+    return [_without_local(inner) for inner in value] if isinstance(value, list) else value
 
 
 def scrubbed(value: Any) -> Any:
     """Keep only the last part of every path within texts, so that no folder and user is named."""
     if isinstance(value, Mapping):
-        return {key: scrubbed(inner) for key, inner in value.items()}
+        return {scrubbed(key): scrubbed(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [scrubbed(inner) for inner in value]
-    if isinstance(value, str):
-        if value.startswith(("/", "~/")) and "\n" not in value:
-            return Path(value).name
-        return PATH.sub(lambda found: next(filter(None, found.groups()), ""), value)
-    return value
+    if not isinstance(value, str):
+        return value
+    if HOME.fullmatch(value) or value == str(Path.home()):
+        return "~"
+    if value.startswith(("/", "~/")) and "\n" not in value:
+        return Path(value).name
+    text = HOME.sub("~", value)
+    text = QUOTED.sub(lambda found: f"{found[1]}{Path(found[2]).name}{found[1]}", text)
+    return PATH.sub(lambda found: next(filter(None, found.groupdict().values()), ""), text)
 
 
 def _as_json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _check_secrets(file: Path, content: Path | bytes) -> None:
+def check_secrets(file: Path, content: Path | bytes) -> None:
     """Refuse to publish a token of the Hub."""
     if TOKEN.search(content if isinstance(content, bytes) else content.read_bytes()):
         raise VictorError(

@@ -73,6 +73,8 @@ def write(
     if _compared(result):
         plot = tradeoff(points_of(result, _name(result)), Palette())
         write_whole(folder / "tradeoff.png", png(plot))
+    else:
+        (folder / "tradeoff.png").unlink(missing_ok=True)  # of an evaluation before
     write_whole(folder / "report.json", f"{text}\n".encode())
     write_whole(folder / "report.html", page.encode())
     return folder / "report.html"

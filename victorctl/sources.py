@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from victorctl.errors import VictorError
@@ -111,6 +112,9 @@ def _fetch(name: str, revision: str | None, files: Sequence[str]) -> Source:
     import huggingface_hub
     from huggingface_hub import errors
 
+    from victorctl.hub import endpoint
+
+    endpoint()  # refuse one that could be read on the way
     try:
         folder = Path(
             huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(files))
@@ -150,19 +154,23 @@ def _unreachable(name: str, error: Exception) -> VictorError:
     )
 
 
-def check_fetched(source: Source, hashes: Mapping[str, str]) -> None:
-    """Hold files of a Hub id to the hashes that the Hub keeps of large ones.
+def check_fetched(
+    source: Source, hashes: Mapping[str, str], small: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Hold files of a Hub id to the hashes that the Hub keeps of them.
 
     Args:
         source: Of a folder, which nobody else knows hashes of, nothing is checked.
-        hashes: SHA-256 of its files, by name.
+        hashes: SHA-256 of its files, by name: what the Hub keeps of large ones.
+        small: Git's hashes of them, what it keeps of small ones.
 
     Raises:
         VictorError: If a file was damaged on its way, or since.
     """
     for name, found in hashes.items():
         blob = (source.folder / name).resolve()  # the cache names it by its hash
-        if not source.is_here and SHA256.fullmatch(blob.name) and blob.name != found:
+        kept = SHA256.fullmatch(blob.name) or (name in small and COMMIT.fullmatch(blob.name))
+        if not source.is_here and kept and blob.name not in (found, small.get(name)):
             raise VictorError(
                 f"{source.name}: {name} is not the file that the Hub holds: it was damaged",
                 fix=f"rm {blob}, and run the command again",
