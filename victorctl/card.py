@@ -83,7 +83,7 @@ def own_text(card: str) -> tuple[str, str]:
     if begun and not ended:
         raise VictorError(
             f"README.md: the line {END!r} is gone, so nobody knows where your text begins",
-            fix="put the line back behind what victorctl wrote",
+            fix="put the line back, behind the part that is generated",
         )
     return before.strip(), after.strip()
 
