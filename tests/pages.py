@@ -84,6 +84,8 @@ def studies(model: str) -> Iterator[str]:
         yield starts(stored(f"{model}-positions")["runs"])
     if file_of(f"{model}-registers-study").exists():
         yield alone(stored(f"{model}-registers-study")["runs"])
+    if file_of(f"{model}-elastic").exists():
+        yield elastic(stored(f"{model}-elastic")["runs"])
 
 
 def summary(measured: dict[str, dict[str, Any]]) -> tuple[str, ...]:
@@ -262,6 +264,33 @@ def starts(runs: list[dict[str, Any]]) -> str:
     steps, questions = runs[0]["finetune"]["steps"], runs[0]["eval"]["questions"]
     rung = runs[0]["finetune"]["train"]
     return f"After {steps} steps of `{rung}`, on {questions:,} questions:\n\n{table(head, rows)}"
+
+
+def elastic(runs: list[dict[str, Any]]) -> str:
+    """Compare one training for any number of registers with one for each."""
+    ways = ("elastic", "cut", "alone")
+    kept: dict[int, dict[str, str]] = {}
+    for run in runs:
+        changed, found = run["changed"], f"{percent(run['eval']['kept'])} ({interval(run['eval'])})"
+        count = changed.get("eval.registers", changed["victor.registers"])
+        way = "elastic" if changed.get("train.elastic") else "cut"
+        way = "alone" if "eval.registers" not in changed else way
+        kept.setdefault(count, {})[way] = found
+        if way == "cut" and count == changed["victor.registers"]:
+            kept[count]["alone"] = found
+    rows = [(str(count), *(found.get(way, "") for way in ways)) for count, found in kept.items()]
+    steps = {bool(run["changed"].get("train.elastic")): run["finetune"]["steps"] for run in runs}
+    head = (
+        "registers in use",
+        f"elastic: one training, {steps[True]:,} steps",
+        f"the first of 16, {steps[False]:,} steps",
+        f"trained for that many alone, {steps[False]:,} steps",
+    )
+    questions = runs[0]["eval"]["questions"]
+    return (
+        f"Kept (95 % interval) by `register-lora` on {questions:,} questions:\n\n"
+        f"{table(head, rows)}"
+    )
 
 
 def alone(runs: list[dict[str, Any]]) -> str:
