@@ -215,10 +215,9 @@ def test_only_one_model_is_in_memory_at_a_time(llava, tmp_path, monkeypatch):
         alive.add(self)
 
     monkeypatch.setattr(LlavaForConditionalGeneration, "__init__", count)
+    monkeypatch.setattr("victorctl.conversion.count_visual_tokens", lambda *_: None)  # no weights
     run(llava, tmp_path / "out", flags={})
     native = "LlavaForConditionalGeneration"
-    without_weights, *seen = seen
-    assert without_weights == (native, 0)
     assert seen == [(native, 0), (native, 0), ("VictorLlava", 0)]
 
 

@@ -38,6 +38,7 @@ NEEDED = {
     "packaging": "",
     "psutil": "",
     "sentencepiece": "",
+    "protobuf": "",
 }
 LITTLE_DISK = 5 * 10**9  # bytes; a 7B model in half precision takes 14
 
