@@ -266,5 +266,17 @@ def test_a_page_whose_mark_is_gone_is_not_guessed_at(model):
         card(model, own=own)
 
 
+def test_a_page_that_lost_both_marks_is_not_doubled(model):
+    own = "\n".join(line for line in card(model).splitlines() if not line.startswith("<!--"))
+    with pytest.raises(VictorError, match="is there without its two marks, and would be doubled"):
+        card(model, own=own)
+
+
+def test_terms_that_a_publisher_states_are_not_put_into_the_bases_mouth(model, capsys):
+    found = find_licence("mit", {}, DEMO, "m")
+    assert "warning: the base's own page says apache-2.0" in capsys.readouterr().err
+    assert "`mit`, as the publisher states; the base is source." in card(model, licence=found)
+
+
 def test_one_tag_is_a_tag(model):
     assert "cats" in metadata_of(card(model, own="---\ntags: cats\n---\n"))["tags"]

@@ -49,6 +49,7 @@ def stages(monkeypatch):
     stand_in("inspect", "inspect", {"family": "llava", "victor": None})
     stand_in("push", "push", {"repo": "ada/victor", "files": []})
     sys.modules["victorctl.push"].table = lambda _result: "the table"
+    sys.modules["victorctl.push"].after = lambda _result: ["pull", "ada/victor", "--out", "FOLDER"]
     stand_in("pull", "pull", {"out": "o"})
     stand_in("demo", "demo", {"folder": "d", "eval": {"accuracy": 0.5}})
     stand_in("families", "describe", {"families": [{"family": "llava"}]})

@@ -63,6 +63,17 @@ def test_a_pulled_model_is_pushed_again_without_a_change(hub, model, tmp_path):
     assert publishing.run(tmp_path / "back", report=str(report))["commit"] is None
 
 
+def test_a_pulled_folder_is_replaced_unless_its_page_has_words_of_ones_own(hub, model, tmp_path):
+    publishing.run(model)
+    how = Run(out=tmp_path / "back", quiet=True, overwrite=True)
+    pull("ada/victor", run=how)
+    pull("ada/victor", run=how)
+    with (tmp_path / "back" / "README.md").open("a") as page:
+        page.write("Mine.")
+    with pytest.raises(VictorError, match=r"holds more than victorctl wrote there: README.md"):
+        pull("ada/victor", run=how)
+
+
 def test_a_branch_is_pulled_by_its_name(hub, model, tmp_path):
     hub.make("ada/victor")
     publishing.run(model, revision="trial")

@@ -13,6 +13,7 @@ from tests.keeping import TOKEN, Fault, Keeping
 from tests.publishing import run
 from victorctl import lineage
 from victorctl.errors import VictorError
+from victorctl.push import after
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # their own
 
@@ -132,6 +133,38 @@ def test_a_branch_is_made_and_goes_again_if_nothing_comes_of_it(hub, model):
     assert hub.state()["ada/victor"]["main"] == before["ada/victor"]["main"]
     assert "victor.safetensors" in hub.files("ada/victor", "trial")
     assert run(model, revision="trial")["commit"] is None
+
+
+def test_a_new_branch_of_what_is_there_is_made(hub, model):
+    run(model)
+    commits = len(hub.repos["ada/victor"].commits)
+
+    found = run(model, revision="trial")
+
+    assert hub.state()["ada/victor"]["trial"] == hub.state()["ada/victor"]["main"]
+    assert found["url"].endswith("/ada/victor/tree/trial")
+    assert len(hub.repos["ada/victor"].commits) == commits
+    assert run(model, revision="trial")["commit"] is None
+
+
+def test_data_are_named_as_on_the_hub(hub, model):
+    assert "- ada/cats\n" in run(model, dataset="ada/cats")["card"]
+    with pytest.raises(VictorError, match=r"--set push.dataset=cats: no name of a dataset"):
+        run(model, dataset="cats")
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({}, []),
+        ({"revision": "trial"}, ["--revision", "trial"]),
+        ({"pr": True}, ["--revision", "refs/pr/1"]),
+    ],
+)
+def test_what_was_published_is_what_the_next_command_fetches(hub, model, how, words):
+    hub.make("ada/victor")
+    found = after(run(model, **how))
+    assert found == ["pull", "ada/victor", "--out", "FOLDER", *words]
 
 
 def test_a_pull_request_and_a_branch_exclude_each_other(hub, model):

@@ -175,7 +175,7 @@ DAMAGE = {
 }
 FOREIGN = '{"auto_map": {"AutoTokenizer": "evil/x--tok.T"},'
 REFUSALS = {
-    "base": "its weights are not those that finetune wrote\n  fix: finetune again",
+    "base": "its weights are not those that finetune wrote\n  fix: restore the files",
     "registers": "its weights are not those that finetune wrote",
     "nan": "holds NaN or infinity",
     "lost": r"victor.safetensors: no such file",
@@ -247,7 +247,7 @@ def test_a_report_elsewhere_is_found_by_file_or_folder(model, tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (None, "no such report\n  fix: victorctl eval "),
+        (None, "no such report\n  fix: leave --report out, or: victorctl eval "),
         ("{}", "no report of victorctl eval"),
         ('{"schema": "victorctl/eval/1"}', "no report of victorctl eval"),
         ('{"schema": "victorctl/eval/1", "settings": {}, "kept": 1}', "no report of victorctl"),

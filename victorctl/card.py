@@ -12,12 +12,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from victorctl import __version__, cost
 from victorctl.checkpoint import load_config
 from victorctl.errors import VictorError
-from victorctl.licence import Licence
+from victorctl.licence import SAID, Licence
 from victorctl.release import PLOT, Release
 from victorctl.report import Line, costs, headline, qualities, rivals, speedups
+from victorctl.sources import BEGIN, END
 
-BEGIN = "<!-- written by victorctl: text above and below these two lines is yours and stays -->"
-END = "<!-- end of what victorctl wrote -->"
 FRONT = re.compile(r"\A\s*---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
 TASK = "image-text-to-text"
 OWNED = (
@@ -80,6 +79,11 @@ def own_text(card: str) -> tuple[str, str]:
     body = FRONT.sub("", card, count=1)
     before, begun, rest = body.partition(BEGIN)
     _, ended, after = rest.partition(END)
+    if not begun and "@article{wen2024victor," in body:
+        raise VictorError(
+            "README.md: what victorctl wrote is there without its two marks, and would be doubled",
+            fix="remove that part, or put the marks back around it",
+        )
     if begun and not ended:
         raise VictorError(
             f"README.md: the line {END!r} is gone, so nobody knows where your text begins",
@@ -114,7 +118,7 @@ def _results(report: Mapping[str, Any]) -> list[EvalResult]:
             task_type=TASK,
             dataset_type=slug,
             dataset_name=data,
-            metric_type="accuracy",
+            metric_type=name.replace(" ", "-"),
             metric_name=name,
             metric_value=round(100 * value, 2),
         )
@@ -234,4 +238,7 @@ def _limits(release: Release) -> Iterable[str]:
 def _terms(licence: Licence, origin: Mapping[str, Any]) -> str:
     named = licence.license_name or licence.license
     linked = f"[{named}]({licence.license_link})" if licence.license_link else f"`{named}`"
-    return f"{linked}, the terms of its base, {_base(origin)}."
+    whose = _base(origin)
+    if licence.found == SAID:
+        return f"{linked}, as the publisher states; the base is {whose}."
+    return f"{linked}, the terms of its base, {whose}."

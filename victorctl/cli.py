@@ -276,11 +276,11 @@ def push(
         "push.untrained": untrained,
     }
     settings = load_recipe(recipe, settings=changes, flags=flags)
+    from victorctl.push import after, table
     from victorctl.push import push as stage
-    from victorctl.push import table
 
     result = stage(model, repo, recipe=settings, run=Run(dry_run=dry_run))
-    following = hint("pull", result["repo"], "--out", "FOLDER", dry_run=dry_run)
+    following = hint(*after(result), dry_run=dry_run)
     show("push", result, as_json=json, table=table, following=following)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from victorctl.errors import VictorError
 from victorctl.files import abandoned, holding
-from victorctl.sources import LINEAGE, SMALL_FILES, read_json
+from victorctl.sources import BEGIN, END, LINEAGE, SMALL_FILES, read_json
 from victorctl.units import size
 
 REPORT = ("report.json", "report.html", "predictions.jsonl", "tradeoff.png")
@@ -168,12 +168,17 @@ def _others(out: Path) -> Iterator[str]:
     """Name what lies in a folder and is not written by any stage."""
     for path in out.iterdir():
         inside = [f"{path.name}/{inner.name}" for inner in path.iterdir()] if path.is_dir() else []
-        ours = inside and all(_written(name) for name in inside)
-        if not (ours or _written(path.name) or (path.is_dir() and not inside)):
+        ours = inside and all(_written(Path(name)) for name in inside)
+        if not (ours or _written(path) or (path.is_dir() and not inside)):
             yield path.name
 
 
-def _written(name: str) -> bool:
+def _written(path: Path) -> bool:
+    """Say whether a stage writes such a file; a relative path is that within the folder."""
+    if path.name == "README.md" and path.is_file():  # a page with no word of the user's own
+        body = path.read_text(encoding="utf-8", errors="replace").partition("\n---\n")[2].strip()
+        return body.startswith(BEGIN) and body.endswith(END)
+    name = path.name if path.is_absolute() else path.as_posix()
     return any(fnmatch(name, pattern) for pattern in WRITTEN)
 
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from victorctl.errors import VictorError
+from victorctl.runtime import say
 
+SAID = "--set push.license"
 DEMO = "apache-2.0"
 NO_DERIVATIVES = re.compile(r"(?:^|[-_ ])(?:nd|no[-_ ]?deriv\w*)(?:$|[-_ ])", re.IGNORECASE)
 OPEN = ("", "unknown", "none")  # what says nothing
@@ -52,12 +54,14 @@ def find_licence(
         VictorError: If nobody names it, card and base disagree, or one allows no derivatives.
     """
     asked = online or not origin.get("commit")
-    said = _read({"license": given}, "--set push.license")
+    said = _read({"license": given}, SAID)
     base = _of_base(origin) if asked else None
     own = _read(card, "README.md")
     for each in filter(None, (said, base, own)):
         _check_derivatives(each, folder)
     if said:
+        if base and base.license != said.license:
+            say(f"warning: the base's own page says {base.license}", quiet=False)
         return said
     if base and own and base.license != own.license:
         raise VictorError(

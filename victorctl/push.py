@@ -22,13 +22,14 @@ from victorctl.release import (
     PLOT,
     REPORT,
     Release,
+    check_history,
     check_secrets,
     hash_of,
     prepare,
     scrubbed,
 )
 from victorctl.runtime import say
-from victorctl.sources import ADAPTER, SMALL_FILES
+from victorctl.sources import ADAPTER, HUB_ID, SMALL_FILES
 from victorctl.units import size
 
 KEPT = ("LICENSE*", "NOTICE*")  # of files that models have, what may be the user's own
@@ -77,7 +78,8 @@ class Parcel:
 
     def is_there(self, remote: Remote) -> bool:
         """Whether the Hub holds all of this already."""
-        return {*self.changes(remote).values()} <= {SAME} and not self.stale(remote)
+        same = {*self.changes(remote).values()} <= {SAME} and not self.stale(remote)
+        return same and remote.is_branch
 
 
 def _is_stale(name: str) -> bool:
@@ -104,15 +106,17 @@ def push(folder: Path, repo: str, *, recipe: Recipe, run: Run) -> dict[str, Any]
         raise VictorError("--pr --revision: a pull request has a branch of its own", fix="leave "
                           "one of the two out")  # fmt: skip
     address = hub.endpoint()
-    given = Path(settings.report) if settings.report else None
-    release = prepare(folder, report=given, untrained=settings.untrained, quiet=run.quiet)
     hub.check_name(repo)
+    _check_dataset(settings.dataset)
+    given = Path(settings.report) if settings.report else None
+    origin = check_history(folder, untrained=settings.untrained)[0].get("source", {})
     say(f"asking {address} about {repo}", quiet=run.quiet)
     name, remote = _remote(repo, settings, dry_run=run.dry_run)
     own = _own_card(folder, name, remote)
     licence = find_licence(
-        settings.license, metadata_of(own), release.origin, folder, online=remote is not None
+        settings.license, metadata_of(own), origin, folder, online=remote is not None
     )
+    release = prepare(folder, report=given, untrained=settings.untrained, quiet=run.quiet)
     card = write_card(release, name, licence, own, settings.dataset).encode()
     _check_card(folder / CARD, card.decode())
     release = replace(
@@ -123,6 +127,13 @@ def push(folder: Path, repo: str, *, recipe: Recipe, run: Run) -> dict[str, Any]
     if run.dry_run:
         return result
     return result | _send(parcel, quiet=run.quiet)
+
+
+def _check_dataset(name: str | None) -> None:
+    if name and not (HUB_ID.fullmatch(name)):
+        raise VictorError(
+            f"--set push.dataset={name}: no name of a dataset on the Hub", fix="write OWNER/NAME"
+        )
 
 
 def _remote(repo: str, settings: PushSection, *, dry_run: bool) -> tuple[str, Remote | None]:
@@ -231,6 +242,7 @@ def _send(parcel: Parcel, *, quiet: bool) -> dict[str, Any]:
             _check_private(parcel.repo, settings, made)
             parcel = replace(parcel, remote=replace(made, is_branch=settings.revision is None))
         with _branch(parcel):
+            parcel = replace(parcel, remote=replace(parcel.remote, is_branch=True))
             # a pull request is opened once: nobody could tell whether a lost answer opened it
             info = _Sending(parcel)() if settings.pr else hub.patiently(_Sending(parcel))
         if not settings.pr and not parcel.is_there(hub.look(parcel.repo, settings.revision)):
@@ -270,6 +282,11 @@ class _Sending:
         from huggingface_hub import HfApi
 
         parcel, settings = self.parcel, self.parcel.settings
+        if parcel.is_there(parcel.remote):  # a new branch of what is there
+            return {
+                "commit": parcel.remote.commit,
+                "url": f"{parcel.endpoint}/{parcel.repo}/tree/{settings.revision}",
+            }
         if self.tried:
             now = hub.look(parcel.repo, settings.revision)
             if parcel.is_there(now):
@@ -308,5 +325,16 @@ def table(result: Mapping[str, Any]) -> RenderableType:
         grid.add_row(name, "removed")
     place = f"{result['endpoint']}/{result['repo']}, {result['revision']}: {result['license']}"
     stays = f"stays here: {', '.join(result['left_out'])}" if result["left_out"] else ""
+    if "commit" in result:
+        return Group(Text(place, "bold"), "", grid, *([stays] if stays else []))
     card = Text(result["card"], no_wrap=True, overflow="ignore")
     return Group(Text(place, "bold"), "", grid, *([stays] if stays else []), "", card)
+
+
+def after(result: Mapping[str, Any]) -> list[str]:
+    """Write the command that fetches what was published."""
+    words = ["pull", result["repo"], "--out", "FOLDER"]
+    revision = result["revision"]
+    if "/discussions/" in result.get("url", ""):
+        revision = f"refs/pr/{result['url'].rpartition('/')[2]}"
+    return words if revision == "main" else [*words, "--revision", revision]

@@ -92,7 +92,7 @@ def prepare(
     config = checkpoint.read_victor_config(folder)
     checkpoint.check_plain(folder)
     _check_code(folder)
-    stages = _check_history(folder, untrained=untrained)
+    stages = check_history(folder, untrained=untrained)
     hashes = _check_weights(folder, stages, quiet=quiet)
     measured = _read_report(folder, report, stages)
     files = dict(_contents(folder, hashes, measured))
@@ -119,8 +119,12 @@ def _check_code(folder: Path) -> None:
         )
 
 
-def _check_history(folder: Path, *, untrained: bool) -> list[dict[str, Any]]:
-    """Refuse a model of unknown origin, that was never proved, or never trained."""
+def check_history(folder: Path, *, untrained: bool) -> list[dict[str, Any]]:
+    """Read what was done to a model.
+
+    Raises:
+        VictorError: If it is of unknown origin, was never proved, or never trained.
+    """
     stages = lineage.read_lineage(folder)["stages"]
     if not stages:
         raise VictorError(
@@ -147,7 +151,7 @@ def _check_weights(folder: Path, stages: list[dict[str, Any]], *, quiet: bool) -
     if lineage.hash_of(hashes) != last["weights_sha256"]:
         raise VictorError(
             f"{folder}: its weights are not those that {last['command']} wrote",
-            fix=f"{last['command']} again",
+            fix=f"restore the files that it wrote, or {last['command']} again",
         )
     base = {name: digest for name, digest in hashes.items() if name != WEIGHTS}
     if last["base_intact"] and lineage.hash_of(base) != stages[0]["parent_sha256"]:
@@ -183,7 +187,11 @@ def _read_report(
     found = read_json(file)
     if found is None:
         if given is not None:
-            raise VictorError(f"{file}: no such report", fix=f"victorctl eval {folder} --data DATA")
+            raise VictorError(
+                f"{file}: no such report",
+                fix="leave --report out, or: victorctl eval "
+                f"{folder} --data DATA --out {file.parent}",
+            )
         return None
     whole = all(key in found for key in NEEDED) and isinstance(found.get("settings"), dict)
     if found.get("schema") != SCHEMA or not whole:

@@ -44,6 +44,10 @@ SMALL_FILES = (
 """What is copied beside the weights: never code, pickles or the state of an optimiser."""
 
 
+BEGIN = "<!-- written by victorctl: text above and below these two lines is yours and stays -->"
+END = "<!-- end of what victorctl wrote -->"
+
+
 @dataclass(frozen=True)
 class Source:
     """A model's files on this machine; of a Hub id at first only the small ones."""
