@@ -338,7 +338,14 @@ def test_every_command_says_in_one_line_what_it_does(victorctl):
     )
 
 
-@pytest.mark.parametrize("words", [("inspect", "demo"), ("doctor",), ("--help",)])
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(("inspect", "demo"), marks=pytest.mark.slow),
+        pytest.param(("doctor",), marks=pytest.mark.slow),
+        ("--help",),
+    ],
+)
 def test_a_terminal_that_knows_ascii_only_is_no_reason_to_fail(words):
     done = subprocess.run(
         [sys.executable, "-m", "victorctl", *words],

@@ -114,6 +114,7 @@ def test_the_shipped_file_imports_only_what_every_user_of_transformers_has():
     assert len(everywhere) > 5
 
 
+@pytest.mark.slow
 def test_importing_everything_changes_nothing_around_it():
     third_parties = {
         ast.unparse(node)

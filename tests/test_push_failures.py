@@ -114,7 +114,7 @@ SENTENCES = {
 
 
 CASES = [
-    pytest.param(route, status, marks=[] if status in (403, 503) else [pytest.mark.slow])
+    pytest.param(route, status, marks=[] if status == 403 else [pytest.mark.slow])
     for route in ROUTES
     for status in SENTENCES
     # what the Hub says of a repository that does not exist, or exists already, is no refusal
