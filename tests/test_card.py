@@ -182,7 +182,7 @@ def test_the_licence_is_the_users_word_else_the_bases_else_the_pages(hub):
     with pytest.raises(VictorError, match="its page says mit, and its base, llava-hf/llava, gemm"):
         find_licence(None, page, HUB, "m")
     assert find_licence(None, {"license": "unknown"}, HUB, "m") == Licence(
-        "gemma", found="llava-hf/llava"
+        "gemma", found="llava-hf/llava", of_base=True
     )
     assert find_licence(None, {}, DEMO, "m").license == "apache-2.0"
 

@@ -265,3 +265,15 @@ def test_nothing_is_written_into_what_is_read(tmp_path):
         with pytest.raises(VictorError, match=r"lies in .*a, which is read\n  fix: choose"):
             check_outside(out, tmp_path / "a")
     check_outside(tmp_path / "ab", tmp_path / "a")
+
+
+@pytest.mark.parametrize("place", ["model", "./model"])
+def test_a_folder_is_replaced_by_whatever_path_it_is_named(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "victor.json", "tokenizer.json"):
+        (tmp_path / "model" / name).write_text('{"victor": {}}')
+    check_output(Path(place), overwrite=True)
+    (tmp_path / "model" / "README.md").write_text("Mine.")
+    with pytest.raises(VictorError, match=r"holds more than victorctl wrote there: README.md"):
+        check_output(Path(place), overwrite=True)

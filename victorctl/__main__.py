@@ -25,6 +25,8 @@ def main() -> None:
     except KeyboardInterrupt:  # while the command line itself was loaded
         sys.exit(130)
     except PermissionError as error:
+        if error.filename is None:
+            raise
         sys.stderr.write(f"error: {error.filename}: you may not read or write it\n")
         sys.stderr.write(f"  fix: ls -ld {error.filename}, and change its permissions\n")
         sys.exit(1)

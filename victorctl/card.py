@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from victorctl import __version__, cost
 from victorctl.checkpoint import load_config
 from victorctl.errors import VictorError
-from victorctl.licence import SAID, Licence
+from victorctl.licence import Licence
 from victorctl.release import PLOT, Release
 from victorctl.report import Line, costs, headline, qualities, rivals, speedups
 from victorctl.sources import BEGIN, END
@@ -188,6 +188,7 @@ def _measured(report: Mapping[str, Any]) -> dict[str, Any]:
         "headline": "".join(f"**{text}**" if strong else text for text, strong in headline(report)),
         "tables": made,
         "command": settings["command"],
+        "folder": settings["model"],
         "weights": report["weights_sha256"],
         "software": ", ".join(
             f"{name} {versions[name]}" for name in ("victorctl", "torch", "transformers")
@@ -226,7 +227,11 @@ def _limits(release: Release) -> Iterable[str]:
         if report["speedup"]["prefill"] is None:
             yield "No speed was measured."
         else:
-            yield "Speed was measured on this one machine, with these batches, and no other."
+            several = report["settings"]["speed_batch_size"]
+            yield (
+                "Speed was measured on one machine: the first token of one question, and the rest "
+                f"with {several} at once."
+            )
         yield from report["omissions"]
     if intact:
         yield "Prompts without an image are answered by the base's own weights, bit for bit."
@@ -239,6 +244,6 @@ def _terms(licence: Licence, origin: Mapping[str, Any]) -> str:
     named = licence.license_name or licence.license
     linked = f"[{named}]({licence.license_link})" if licence.license_link else f"`{named}`"
     whose = _base(origin)
-    if licence.found == SAID:
+    if not licence.of_base:
         return f"{linked}, as the publisher states; the base is {whose}."
     return f"{linked}, the terms of its base, {whose}."

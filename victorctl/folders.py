@@ -168,18 +168,21 @@ def _others(out: Path) -> Iterator[str]:
     """Name what lies in a folder and is not written by any stage."""
     for path in out.iterdir():
         inside = [f"{path.name}/{inner.name}" for inner in path.iterdir()] if path.is_dir() else []
-        ours = inside and all(_written(Path(name)) for name in inside)
-        if not (ours or _written(path) or (path.is_dir() and not inside)):
+        ours = _written(path.name) or _is_page(path) or (inside and all(map(_written, inside)))
+        if not (ours or (path.is_dir() and not inside)):
             yield path.name
 
 
-def _written(path: Path) -> bool:
-    """Say whether a stage writes such a file; a relative path is that within the folder."""
-    if path.name == "README.md" and path.is_file():  # a page with no word of the user's own
-        body = path.read_text(encoding="utf-8", errors="replace").partition("\n---\n")[2].strip()
-        return body.startswith(BEGIN) and body.endswith(END)
-    name = path.name if path.is_absolute() else path.as_posix()
+def _written(name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in WRITTEN)
+
+
+def _is_page(path: Path) -> bool:
+    """Say whether a file is a page that was published, with no word of the user's own."""
+    if path.name != "README.md" or not path.is_file():
+        return False
+    body = path.read_text(encoding="utf-8", errors="replace").partition("\n---\n")[2].strip()
+    return body.startswith(BEGIN) and body.endswith(END)
 
 
 def check_space(out: Path, needed: int, *, instead: str = "") -> None:

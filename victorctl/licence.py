@@ -8,7 +8,6 @@ from typing import Any
 from victorctl.errors import VictorError
 from victorctl.runtime import say
 
-SAID = "--set push.license"
 DEMO = "apache-2.0"
 NO_DERIVATIVES = re.compile(r"(?:^|[-_ ])(?:nd|no[-_ ]?deriv\w*)(?:$|[-_ ])", re.IGNORECASE)
 OPEN = ("", "unknown", "none")  # what says nothing
@@ -24,6 +23,8 @@ class Licence:
     license_link: str | None = None
     found: str = ""
     """Who says so."""
+    of_base: bool = False
+    """Whether that is who published the base."""
 
     def metadata(self) -> dict[str, str]:
         """List the keys of the card."""
@@ -54,7 +55,7 @@ def find_licence(
         VictorError: If nobody names it, card and base disagree, or one allows no derivatives.
     """
     asked = online or not origin.get("commit")
-    said = _read({"license": given}, SAID)
+    said = _read({"license": given}, "--set push.license")
     base = _of_base(origin) if asked else None
     own = _read(card, "README.md")
     for each in filter(None, (said, base, own)):
@@ -90,7 +91,7 @@ def _check_derivatives(found: Licence, folder: object) -> None:
 def _of_base(origin: Mapping[str, Any]) -> Licence | None:
     """Ask who published the base, unless it is the model that comes along."""
     if origin.get("name") == "demo" and not origin.get("commit"):
-        return Licence(DEMO, found="victorctl")
+        return Licence(DEMO, found="victorctl", of_base=True)
     if not origin.get("commit"):
         return None
     from huggingface_hub import HfApi
@@ -105,6 +106,7 @@ def _of_base(origin: Mapping[str, Any]) -> Licence | None:
         except (RepositoryNotFoundError, RevisionNotFoundError):  # gone since
             return None
     found = _read(about.card_data.to_dict() if about.card_data else {}, name)
+    found = replace(found, of_base=True) if found else None
     if found and found.license_link and "://" not in found.license_link:
         link = f"{endpoint()}/{name}/blob/{commit}/{found.license_link}"
         found = replace(found, license_link=link)

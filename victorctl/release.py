@@ -23,14 +23,6 @@ PUBLISHED = (
     *SMALL_FILES, LINEAGE, *INDEXES, "*.safetensors", checkpoint.CODE.name, REPORT, PLOT, CARD
 )  # fmt: skip
 """Everything that is published; anything else stays here."""
-
-
-def is_published(name: str) -> bool:
-    """Say whether a file of a repository is one that a model has, by its path there."""
-    alone = "/" not in name or name.startswith("additional_chat_templates/")
-    return alone and any(fnmatch(name, pattern) for pattern in PUBLISHED)
-
-
 NEEDED = ("accuracy", "kept", "interval", "by_type", "speedup", "baselines", "questions")
 LOCAL = ("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file")
 PART = r"""[^/\\\s"'<>|]+"""
@@ -44,6 +36,12 @@ PATH = re.compile(
 QUOTED = re.compile(r"""(['"])((?:~|/)[^'"\n]*)\1""")
 HOME = re.compile(r"/(?:home|Users)/[^/\s'\"]+(?=$|[\s'\",;)])")
 TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
+
+
+def is_published(name: str) -> bool:
+    """Say whether a file of a repository is one that a model has, by its path there."""
+    alone = "/" not in name or name.startswith("additional_chat_templates/")
+    return alone and any(fnmatch(name, pattern) for pattern in PUBLISHED)
 
 
 @dataclass(frozen=True)

@@ -6,28 +6,12 @@ import time
 import pytest
 from huggingface_hub import constants
 
-from tests import publishing
-from tests.hub import aim
 from tests.keeping import TOKEN, Fault, Keeping
 from tests.publishing import run
 from victorctl import hub as the_hub
 from victorctl.errors import VictorError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # their own
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(time, "sleep", lambda _seconds: None)  # the library waits too
-    with Keeping() as keeping:
-        aim(monkeypatch, tmp_path / "cache", keeping.url)
-        yield keeping
-
-
-@pytest.fixture
-def model(tmp_path):
-    return publishing.trained(tmp_path)
 
 
 def test_files_that_the_hub_leaves_out_are_noticed(hub, model, monkeypatch):

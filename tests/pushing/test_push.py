@@ -2,34 +2,17 @@
 
 import hashlib
 import json
-import time
 
 import pytest
 from huggingface_hub import constants
 
-from tests import publishing
-from tests.hub import aim
-from tests.keeping import TOKEN, Fault, Keeping
+from tests.keeping import Fault
 from tests.publishing import run
 from victorctl import lineage
 from victorctl.errors import VictorError
 from victorctl.push import after
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # their own
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(time, "sleep", lambda _seconds: None)  # the library waits too
-    with Keeping() as keeping:
-        aim(monkeypatch, tmp_path / "cache", keeping.url)
-        yield keeping
-
-
-@pytest.fixture
-def model(tmp_path):
-    return publishing.trained(tmp_path)
 
 
 def test_a_push_makes_the_repository_with_one_commit_of_all_files(hub, model):
@@ -258,6 +241,15 @@ def test_pushed_twice_by_the_bases_licence_nothing_is_sent_the_second_time(hub, 
 
     assert run(model, license=None)["license"] == "gemma"
     assert run(model, license=None)["commit"] is None
+
+
+def test_a_licence_that_was_told_once_is_on_the_page_from_then_on(hub, model):
+    card = run(model, license="mit")["card"]
+    assert "`mit`, as the publisher states" in card
+
+    again = run(model, license=None)
+
+    assert (again["card"], again["commit"]) == (card, None)
 
 
 def test_a_branch_of_a_new_repository_is_made(hub, model):

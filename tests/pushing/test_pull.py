@@ -8,34 +8,19 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 
 import pytest
 
 from tests import publishing
 from tests.converting import left
 from tests.converting import run as convert
-from tests.hub import aim
-from tests.keeping import TOKEN, Keeping
+from tests.keeping import TOKEN
 from victorctl.errors import VictorError
 from victorctl.pull import pull
 from victorctl.recipe import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # their own
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with Keeping() as keeping:
-        aim(monkeypatch, tmp_path / "cache", keeping.url)
-        yield keeping
-
-
-@pytest.fixture
-def model(tmp_path):
-    (tmp_path / "here").mkdir()
-    return publishing.trained(tmp_path / "here")
 
 
 def fetch(out, repo="ada/victor", **how):
@@ -172,10 +157,11 @@ def test_a_push_that_was_killed_leaves_the_remote_and_the_next_one_works(hub, mo
     words = [sys.executable, "-m", "victorctl", "push", str(model), "ada/victor"]
     words += ["--set", "push.license=mit", "--json"]
     env = surroundings(hub, tmp_path / "hf")
+    pause = threading.Event()  # never set; the library's own waiting is switched off
     with subprocess.Popen(words, env=env, stderr=subprocess.DEVNULL) as pushing:
         while not any(line.startswith("PUT") for line in hub.asked):
             assert pushing.poll() is None
-            time.sleep(0.05)
+            pause.wait(0.05)
         pushing.send_signal(signal.SIGKILL)
     hub.stall.set()
     assert hub.state() == before
