@@ -41,7 +41,6 @@ def pull(repo: str, *, revision: str | None = None, run: Run) -> dict[str, Any]:
     if run.out is None:
         raise VictorError("pull needs a folder to write", fix="add --out FOLDER")
     check_output(run.out, overwrite=run.overwrite)
-    hub.endpoint()
     source = open_source(repo, revision=revision)
     if source.is_here:
         raise VictorError(f"{repo}: a folder, not a model on the Hub", fix="give OWNER/NAME")

@@ -11,12 +11,12 @@ from typing import Any
 
 from victorctl import checkpoint, lineage, weights
 from victorctl.errors import VictorError
-from victorctl.modeling_victor import WEIGHTS
+from victorctl.modeling_victor import INDEX, WEIGHTS
 from victorctl.report import SCHEMA
 from victorctl.runtime import reading
 from victorctl.sources import BASE_INDEX, LINEAGE, SMALL_FILES, read_json
 
-INDEXES = (BASE_INDEX, "model.safetensors.index.victor.json")
+INDEXES = (BASE_INDEX, INDEX)
 PLOT, REPORT = "tradeoff.png", "report.json"
 CARD = "README.md"
 PUBLISHED = (
@@ -91,8 +91,8 @@ def prepare(
     checkpoint.check_plain(folder)
     _check_code(folder)
     stages = check_history(folder, untrained=untrained)
-    hashes = _check_weights(folder, stages, quiet=quiet)
     measured = _read_report(folder, report, stages)
+    hashes = _check_weights(folder, stages, quiet=quiet)
     files = dict(_contents(folder, hashes, measured))
     for name, content in files.items():
         if name not in hashes:
@@ -168,7 +168,7 @@ def hash_weights(folder: Path, *, quiet: bool) -> dict[str, str]:
     """
     files = [*checkpoint.weight_files(folder), folder / WEIGHTS]
     shards = {file.name: weights.read_entries(file) for file in files}
-    weights.check_index(folder, checkpoint.weight_map(folder / INDEXES[1]), shards)
+    weights.check_index(folder, checkpoint.weight_map(folder / INDEX), shards)
     total = sum(file.stat().st_size for file in files)
     with reading("checking weights", total, quiet=quiet) as advance:
         return {file.name: weights.checked_sha256(file, advance) for file in files}
