@@ -12,6 +12,7 @@ from typer.models import ArgumentInfo
 
 from scripts.measure import name_of
 from victorctl import cli, families, recipes
+from victorctl.groups import GROUPS
 from victorctl.units import flops, milliseconds, percent, size, times
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -25,14 +26,15 @@ VALUES = {int: "N", str: "TEXT", Path: "PATH", list[str]: "TEXT"}
 def blocks() -> dict[Path, str]:
     """Map each page to the part of it that is generated."""
     groups = {name: {name: do} for name, do in commands(cli.app).items()}
-    groups["recipes"] = {f"recipes {name}": do for name, do in commands(cli.recipes_app).items()}
+    for group, app in GROUPS.items():
+        groups[group] = {f"{group} {name}": do for name, do in commands(app).items()}
     pages = {
         DOCS / "commands" / f"{name}.md": "\n\n".join(command(*item) for item in group.items())
         for name, group in groups.items()
     }
     pages[DOCS / "commands" / "families.md"] += "\n\n" + join(kinds(), backbones())
     texts = {name: do.__doc__ for name, do in commands(cli.app).items()}
-    texts["recipes"] = cli.recipes_app.info.help
+    texts |= {group: app.info.help for group, app in GROUPS.items()}
     about = [
         (f"[{name}](commands/{name}.md)", text.splitlines()[0]) for name, text in texts.items()
     ]

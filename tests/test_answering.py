@@ -9,7 +9,7 @@ from victorctl.answering import Contestant, Greedy, ask
 from victorctl.contestants import Base
 from victorctl.methods import FLOOR, method
 from victorctl.questions import prepare, questions
-from victorctl.recipe import EvalSection
+from victorctl.sections import EvalSection
 
 ROWS = tiny_rows(4, questions=2, images=(1, 0, 2, 1))
 LONGEST = 5

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from victorctl import __version__, cli
+from victorctl import __version__, cli, groups
 from victorctl.__main__ import main
 from victorctl.errors import CheckFailed, VictorError
 from victorctl.recipe import Recipe, Run
@@ -310,11 +310,12 @@ def test_recipes_are_copied(victorctl, tmp_path):
     assert victorctl("recipes", "copy", "demo/lora", "--out", str(target))[0] == 1
 
 
+ALL = [info for app in (cli.app, *groups.GROUPS.values()) for info in app.registered_commands]
 EXAMPLES = {
     info.name or info.callback.__name__: re.search(
         r"Example: victorctl (.*)", info.callback.__doc__
     )[1]
-    for info in (*cli.app.registered_commands, *cli.recipes_app.registered_commands)
+    for info in ALL
 }
 
 
@@ -328,7 +329,7 @@ def test_the_example_of_every_command_runs(victorctl, stages, name, tmp_path, mo
 
 def test_every_command_says_in_one_line_what_it_does(victorctl):
     assert len(EXAMPLES) == 12
-    for info in (*cli.app.registered_commands, *cli.recipes_app.registered_commands):
+    for info in ALL:
         about, empty, example = info.callback.__doc__.strip().splitlines()
         assert (about[-1], empty, example.split()[0]) == (".", "", "Example:")
     assert "Example: victorctl eval victor-7b-trained" in " ".join(
@@ -385,10 +386,10 @@ def test_command_bodies_are_straight_lines():
         ast.If, ast.IfExp, ast.BoolOp, ast.For, ast.While, ast.Try, ast.With, ast.Match,
         ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp,
     )  # fmt: skip
-    tree = ast.parse(Path(cli.__file__).read_text())
     commands = [
         node
-        for node in tree.body
+        for module in (cli, groups)
+        for node in ast.parse(Path(module.__file__).read_text()).body
         if isinstance(node, ast.FunctionDef)
         and any("command" in ast.dump(d) for d in node.decorator_list)
     ]

@@ -20,6 +20,7 @@ STAGES = {"convert", "finetune", "evaluate", "push", "pull", "inspect"}
 ORDER = [
     {"errors", "modeling_victor"},
     {"methods"},
+    {"sections"},
     {"recipe"},
     {"checkpoint", "families", "cost", "recipes", "runtime", "hub"},
     {"data", "report"},
@@ -27,6 +28,7 @@ ORDER = [
     STAGES,
     {"demo"},
     {"doctor", "output", "options"},
+    {"groups"},
     {"cli"},
     {"__main__"},
 ]

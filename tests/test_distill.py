@@ -17,7 +17,7 @@ from victorctl.collation import collate
 from victorctl.data.batches import IGNORED, encode, join_images
 from victorctl.data.conversations import Row
 from victorctl.distill import Distillation, Targets, divergence, unlikeness
-from victorctl.recipe import TrainSection
+from victorctl.sections import TrainSection
 from victorctl.teacher import TeacherCache
 from victorctl.training import choose_parameters
 

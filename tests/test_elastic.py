@@ -7,7 +7,8 @@ import pytest
 from tests.tiny import VISUAL_TOKENS, tiny_data, tiny_llava
 from victorctl.convert import convert
 from victorctl.evaluate import evaluate
-from victorctl.recipe import Run, TrainSection, load_recipe
+from victorctl.recipe import Run, load_recipe
+from victorctl.sections import TrainSection
 from victorctl.training import Plan
 
 QUIET = Run(device="cpu", quiet=True)

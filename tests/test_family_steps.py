@@ -20,7 +20,7 @@ from victorctl.data.batches import encode
 from victorctl.distill import Distillation
 from victorctl.families import FAMILIES
 from victorctl.questions import prepare, questions
-from victorctl.recipe import TrainSection
+from victorctl.sections import TrainSection
 from victorctl.training import choose_parameters
 
 SIZES = ((32, 32), (70, 40), (30, 90))  # width and height, in turn

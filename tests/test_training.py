@@ -9,7 +9,7 @@ import pytest
 from tests.victor_models import victor_llava
 from victorctl.data.conversations import open_data
 from victorctl.errors import VictorError
-from victorctl.recipe import TrainSection
+from victorctl.sections import TrainSection
 from victorctl.training import Plan, choose_parameters, learning_rate, make_optimizer
 
 

@@ -11,8 +11,8 @@ from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from victorctl.data.batches import padding_token
 from victorctl.questions import Prompts, Question, Size, batches, prepare
-from victorctl.recipe import EvalSection
 from victorctl.runtime import progress
+from victorctl.sections import EvalSection
 
 
 @dataclass(frozen=True)

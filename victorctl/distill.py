@@ -34,7 +34,7 @@ from victorctl.modeling_victor import (
     drop_visual,
     next_positions,
 )
-from victorctl.recipe import TrainSection
+from victorctl.sections import TrainSection
 from victorctl.teacher import Targets, TeacherCache
 
 CERTAIN = 1e-6  # probability left to the classes that were not kept, below which it does not count

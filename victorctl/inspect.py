@@ -27,7 +27,7 @@ from victorctl.features import count_visual_tokens
 from victorctl.layouts.translation import Translation, translate
 from victorctl.lineage import read_lineage
 from victorctl.modeling_victor import WEIGHTS
-from victorctl.recipe import ConvertSection, VictorSection
+from victorctl.sections import ConvertSection, VictorSection
 from victorctl.sources import Source, open_source
 
 PICTURE = 480, 640  # height and width of most pictures in COCO

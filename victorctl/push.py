@@ -16,7 +16,7 @@ from victorctl.card import metadata_of, own_text, write_card
 from victorctl.errors import VictorError
 from victorctl.hub import Remote
 from victorctl.licence import Licence, find_licence
-from victorctl.recipe import PushSection, Recipe, Run
+from victorctl.recipe import Recipe, Run
 from victorctl.release import (
     CARD,
     PLOT,
@@ -29,6 +29,7 @@ from victorctl.release import (
     scrubbed,
 )
 from victorctl.runtime import say
+from victorctl.sections import PushSection
 from victorctl.sources import ADAPTER, HUB_ID, SMALL_FILES
 from victorctl.units import size
 

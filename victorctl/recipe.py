@@ -1,15 +1,24 @@
-"""The typed recipe: what can be set, its meaning, type, range and default, written once."""
+"""The recipe: its sections together, read from YAML and flags, with errors that name the place."""
 
 import difflib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from victorctl.errors import VictorError
+from victorctl.sections import (
+    ConvertSection,
+    DataSection,
+    EvalSection,
+    PushSection,
+    Section,
+    TrainSection,
+    VictorSection,
+)
 from victorctl.yaml_tree import Key, Origin, YamlTree, parse_value
 
 FLAGS = {"train.rung": "--train", "data.train": "--data"}
@@ -32,206 +41,6 @@ EXPECTED = {  # what pydantic found wrong, and what belongs there instead
     "literal_error": "{expected}",
     "model_type": "a section with keys of its own",
 }
-
-
-class Section(BaseModel):
-    """Settings that stand together: frozen, and closed to unknown keys."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_means_defaults(cls, value: Any) -> Any:
-        return {} if value is None else value
-
-
-class VictorSection(Section):
-    """What makes a model a Victor model."""
-
-    registers: int = Field(8, ge=1)
-    """Registers put after each image (M)."""
-
-    drop_layer: int | None = Field(None, ge=1)
-    """Layers that still see the visual tokens (k); unset: 3 of every 32, at least 2."""
-
-    positions: Literal["overlay", "append"] = "overlay"
-    """Registers reuse the last visual positions (overlay), or come after them (append)."""
-
-    init: Literal["embeddings", "visual"] = "visual"
-    """What new registers resemble: token embeddings, or projected visual tokens."""
-
-
-class ConvertSection(Section):
-    """How a model is turned into a Victor model."""
-
-    revision: str | None = None
-    """Branch, tag or commit of a Hub id; unset: its main branch."""
-
-    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Number format of the weights; auto: the source's."""
-
-    verify: Literal["full", "hash", "none"] = "full"
-    """What is proved afterwards: the hashes and the logits (full), the hashes, or nothing."""
-
-    link: bool = False
-    """Hard-link the weight files instead of copying them."""
-
-    vision_tower: str | None = None
-    """Vision tower of an original layout that holds none: a folder or a Hub id."""
-
-    base: str | None = None
-    """Language model of an original LoRA or projector; unset: the one that it names."""
-
-    image_aspect: Literal["keep", "pad"] | None = None
-    """Pad pictures to squares, or keep what the processor does; unset: what the original does."""
-
-
-class TrainSection(Section):
-    """How registers are trained."""
-
-    rung: Literal["registers", "deep", "register-lora", "lora"] = "register-lora"
-    """Trained: registers; offsets too; or low-rank updates too, at registers or everywhere."""
-
-    layers: Literal["early", "all"] = "all"
-    """Language-model layers that get low-rank updates: those that see visual tokens, or all."""
-
-    rank: int = Field(32, ge=1)
-    """Rank of the low-rank updates."""
-
-    alpha: float | None = Field(None, gt=0)
-    """Updates are scaled by alpha / rank; unset: as large as the rank."""
-
-    elastic: bool = False
-    """Draw how many registers are in use anew for each step, so that any number serves later."""
-
-    steps: int = Field(600, ge=1)
-    """Optimiser steps."""
-
-    batch_size: int = Field(16, ge=1)
-    """Pictures in one step."""
-
-    questions: int = Field(4, ge=1)
-    """Questions asked about each picture of a step, at most."""
-
-    learning_rate: float = Field(2e-3, gt=0)
-    """Highest learning rate."""
-
-    register_learning_rate: float | None = Field(None, gt=0)
-    """Highest learning rate of registers and their offsets; unset: the same."""
-
-    warmup: float = Field(0.03, ge=0, le=1)
-    """Share of the steps in which the learning rate rises."""
-
-    weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay of what is trained."""
-
-    clip: float = Field(1.0, gt=0)
-    """Longest gradient (norm); longer ones are shortened to it."""
-
-    cross_entropy: float = Field(1.0, ge=0)
-    """Weight of the loss on the answers in the data."""
-
-    distill: float = Field(1.0, ge=0)
-    """Weight of the loss on the unconverted model's own predictions."""
-
-    hidden: float = Field(0.0, ge=0)
-    """Weight of matching the unconverted model's late states; above 0, the cache is not used."""
-
-    temperature: float = Field(1.0, gt=0)
-    """Softness at which predictions are compared in distillation."""
-
-    top_k: int = Field(32, ge=1)
-    """Predictions of the unconverted model kept at each answer position."""
-
-    teacher_cache: bool = True
-    """Keep the unconverted model's predictions on disk, computed once; not if train.hidden > 0."""
-
-    checkpoint_every: int = Field(100, ge=1)
-    """Steps between two checkpoints."""
-
-    autocast: Literal["none", "bf16"] = "none"
-    """Number format of the arithmetic in training; none: that of the weights."""
-
-    @model_validator(mode="after")
-    def _something_is_learnt(self) -> Self:
-        if self.cross_entropy == self.distill == self.hidden == 0:
-            raise ValueError(
-                "cross_entropy, distill and hidden are all 0, so there is nothing to learn"
-            )
-        return self
-
-    @property
-    def has_teacher(self) -> bool:
-        """Whether the unconverted model is asked for anything."""
-        return self.distill > 0 or self.hidden > 0
-
-
-class DataSection(Section):
-    """What is trained on."""
-
-    train: str | None = None
-    """Training data: `demo`, or a file."""
-
-    rows: int | None = Field(None, ge=1)
-    """Use only the first so many rows; unset: all."""
-
-
-class EvalSection(Section):
-    """How a model is measured."""
-
-    data: str | None = None
-    """Data to measure on: `demo:test`, or a file."""
-
-    limit: int | None = Field(None, ge=1)
-    """Ask only the first so many questions; unset: all."""
-
-    registers: int | None = Field(None, ge=1)
-    """Use the first so many registers alone, of a model trained with train.elastic; unset: all."""
-
-    batch_size: int = Field(32, ge=1)
-    """Questions answered at once."""
-
-    max_new_tokens: int = Field(16, ge=1)
-    """Longest answer, in tokens."""
-
-    baselines: bool = False
-    """Measure the simple alternatives too, at the same layer and count."""
-
-    differences: int = Field(40, ge=0)
-    """Questions with differing answers shown in the report, at most."""
-
-    repeats: int = Field(5, ge=0)
-    """Timings of each speed; their median counts. 0: no speed is measured."""
-
-
-class PushSection(Section):
-    """How a model is published."""
-
-    license: str | None = None
-    """Licence of the base, as the Hub names it; unset: what its own page says."""
-
-    dataset: str | None = None
-    """Hub id of the training data, for the page; unset: none is named."""
-
-    report: str | None = None
-    """Report on the card; unset: `eval/report.json` in the model, if it is there."""
-
-    private: bool = False
-    """Make a new repository private."""
-
-    revision: str | None = None
-    """Branch to push to, made if need be; unset: the main one."""
-
-    pr: bool = False
-    """Open a pull request."""
-
-    message: str | None = None
-    """Title of the commit."""
-
-    untrained: bool = False
-    """Publish registers that were never trained."""
 
 
 class Recipe(Section):

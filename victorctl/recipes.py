@@ -6,7 +6,8 @@ from typing import Any
 
 from victorctl.errors import VictorError
 from victorctl.files import write_whole
-from victorctl.recipe import Recipe, Section
+from victorctl.recipe import Recipe
+from victorctl.sections import Section
 from victorctl.yaml_tree import YamlTree
 
 

@@ -17,7 +17,7 @@ from victorctl.collation import Batch, collate
 from victorctl.data.batches import encode, padding_token
 from victorctl.data.conversations import Row
 from victorctl.errors import VictorError
-from victorctl.recipe import TrainSection
+from victorctl.sections import TrainSection
 
 ELASTIC = 2**32 - 1  # tells this draw from those of the order and of questions, by epoch
 AHEAD = 2  # batches that are made while a step runs

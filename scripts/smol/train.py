@@ -57,7 +57,7 @@ from victorctl.files import write_whole
 from victorctl.measures import is_right
 from victorctl.modeling_victor import CACHE
 from victorctl.questions import Question, questions
-from victorctl.recipe import EvalSection
+from victorctl.sections import EvalSection
 
 EMOJI = "emoji-datasource-google@16.0.0"
 CATEGORIES = ("Animals & Nature", "Food & Drink", "Objects", "Activities", "Travel & Places")

@@ -34,7 +34,7 @@ from victorctl.inspect import inspect
 from victorctl.layouts import streams
 from victorctl.layouts.translation import translate
 from victorctl.lineage import base_intact, weights_sha256
-from victorctl.recipe import ConvertSection
+from victorctl.sections import ConvertSection
 from victorctl.sources import open_source
 
 NATIVE = {

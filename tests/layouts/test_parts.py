@@ -20,7 +20,7 @@ from victorctl import weights
 from victorctl.errors import VictorError
 from victorctl.inspect import inspect
 from victorctl.layouts.translation import translate
-from victorctl.recipe import ConvertSection
+from victorctl.sections import ConvertSection
 from victorctl.sources import open_source
 
 pytestmark = [

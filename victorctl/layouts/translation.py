@@ -22,7 +22,7 @@ from victorctl.layouts.towers import (
     given_tower,
     named_tower,
 )
-from victorctl.recipe import ConvertSection
+from victorctl.sections import ConvertSection
 from victorctl.sources import ADAPTER, BASE_WEIGHTS, Source, fetch_weights, open_source, read_json
 
 TERMS = ("LICENSE*", "NOTICE*")
