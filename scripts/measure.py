@@ -145,7 +145,7 @@ LADDER = tuple(
 )
 STUDIES["demo/ladder"] = Study(
     recipe="demo/quick",
-    shared={"train.distill": 1.0, "train.base_learning_rate": 5e-4, **QUESTIONS, **UNPROVED},
+    shared={"train.distill": 1.0, "train.base_learning_rate": 1e-3, **QUESTIONS, **UNPROVED},
     variants=(
         *LADDER,
         {"train.rung": "register-lora", "train.layers": "early"},
