@@ -135,7 +135,7 @@ class Distillation(nn.Module):
         if settings.hidden > 0:
             hidden = unlikeness(self._late_states(batch, output), lesson.states)
         if whole is not None:
-            answers, words = self.sizes(batch) / whole
+            answers, words = (self.sizes(batch) / whole).float()
             cross_entropy, distill = answers * cross_entropy, answers * distill
             hidden = words * hidden
         total = settings.cross_entropy * cross_entropy

@@ -139,22 +139,28 @@ def _fitting(training: Training, done: int) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         settings = training.parts.plan.settings
-        own = settings.batch_size // training.processes.count
-        less = [] if settings.checkpointing else ["--set train.checkpointing=true"]
-        if settings.accumulate * 2 <= own:
-            less.insert(0, f"--set train.accumulate={settings.accumulate * 2}")
-        elif settings.questions > 1:
-            less.insert(0, f"--set train.questions={settings.questions // 2}")
-        if dtype_of(training.distillation.model) == "float32":
-            less.append("--dtype bf16")
-        fix = f"start again with --overwrite and {' or '.join(less)}" if less else "use another GPU"
-        if training.state.file.exists():
-            fix += "; --resume takes train.accumulate and train.checkpointing, too"
         raise VictorError(
             f"step {done + 1} does not fit into the GPU's memory, with train.batch_size "
             f"{settings.batch_size} and train.questions {settings.questions}",
-            fix=fix,
+            fix=_needing_less(training),
         ) from error
+
+
+def _needing_less(training: Training) -> str:
+    """Say how a step needs less memory: what changes nothing learned, and goes on, comes first."""
+    settings = training.parts.plan.settings
+    less = []
+    if 2 * settings.accumulate * training.processes.count <= settings.batch_size:
+        less.append(f"--set train.accumulate={2 * settings.accumulate}")
+    if not settings.checkpointing:
+        less.append("--set train.checkpointing=true")
+    if less and training.state.file.exists():
+        return f"go on with --resume and {' or '.join(less)}"
+    if not less and settings.questions > 1:
+        less.append(f"--set train.questions={settings.questions // 2}")
+    if dtype_of(training.distillation.model) == "float32":
+        less.append("--dtype bf16")
+    return f"start again with --overwrite and {' or '.join(less)}" if less else "use another GPU"
 
 
 def _step(
