@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from victorctl import groups, recipes
+from victorctl import groups, logs, recipes
 from victorctl.options import (
     Attn,
     Changes,
@@ -18,6 +18,7 @@ from victorctl.options import (
     Out,
     Overwrite,
     Picture,
+    Processes,
     RecipeFile,
     Report,
     Seed,
@@ -163,6 +164,11 @@ def finetune(
     seed: Seed = None,
     recipe: RecipeFile = None,
     changes: Changes = None,
+    log: Annotated[
+        str,
+        typer.Option(help="Where to tell each step's loss.", metavar="|".join(logs.KINDS)),
+    ] = Run.log,
+    processes: Processes = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
@@ -186,7 +192,7 @@ def finetune(
     settings = load_recipe(recipe, settings=changes, flags=flags)
     run = Run(
         out=out, overwrite=overwrite, dry_run=dry_run, resume=resume,
-        device=device, dtype=dtype, attn=attn, threads=threads,
+        device=device, dtype=dtype, attn=attn, threads=threads, log=log,
     )  # fmt: skip
     from victorctl.finetune import finetune as stage
 

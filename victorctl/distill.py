@@ -37,6 +37,7 @@ from victorctl.modeling_victor import (
     next_positions,
 )
 from victorctl.recomputing import recomputing
+from victorctl.rungs import projector
 from victorctl.sections import TrainSection
 from victorctl.teacher import Targets, TeacherCache
 
@@ -72,11 +73,13 @@ class Early(NamedTuple):
 class Features(NamedTuple):
     """Visual tokens of a batch, every tensor a picture or a part of one [tokens, d].
 
-    Those that stand in the prefixes, row by row, and those after them, question by question.
+    Those that stand in the prefixes, row by row; those after them, question by question; and all
+    that a question is about, question by question.
     """
 
     first: list[Tensor]
     later: list[Tensor]
+    all: list[Tensor]
 
 
 class Lesson(NamedTuple):
@@ -106,8 +109,10 @@ class Distillation(nn.Module):
         super().__init__()
         self.model, self.settings, self.known = model, settings, known
         self.together: Callable[[bool], bool] = bool  # or what tells if so in any process
+        self.each_alone = False  # where a layer must not run twice in a step that trains it
         self.asked, self.seconds = 0, 0.0  # questions that the teacher was asked, and the time
         self.text = model.get_decoder()
+        self._no_split_modules = [type(self.text.layers[0]).__name__]  # FSDP cuts up one by one
         self.text.training = True  # in batches without a picture, all has a gradient, of zero
         self.lora = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
@@ -140,6 +145,8 @@ class Distillation(nn.Module):
             hidden = words * hidden
         total = settings.cross_entropy * cross_entropy
         total = total + settings.distill * distill + settings.hidden * hidden
+        if settings.with_projector:  # has a gradient, of zero, where there is no picture
+            total = total + 0 * sum(value.sum() for value in projector(self.model).values())
         return Losses(total, cross_entropy, distill, hidden)
 
     def sizes(self, batch: Batch) -> Tensor:
@@ -175,7 +182,7 @@ class Distillation(nn.Module):
     def _features(self, batch: Batch) -> Features:
         """Run tower and projector, and say which of the features stand in prefixes."""
         if not batch.images:
-            return Features([], [])
+            return Features([], [], [])
         with torch.set_grad_enabled(self.settings.with_projector and torch.is_grad_enabled()):
             seen = see(self.model, batch.images).pooler_output
         return share_out(seen, batch, self.model.config.image_token_id)
@@ -208,6 +215,8 @@ class Distillation(nn.Module):
         cache = VictorCache(self.text.config)
         apart = torch.is_grad_enabled() and not self.settings.keeps_base
         with recomputing(self.text) if self.settings.checkpointing else nullcontext():
+            if apart and self.each_alone:
+                return self._read_alone(batch, features)
             if batch.prefix.shape[1]:
                 with torch.set_grad_enabled(apart):
                     if early is None or apart:
@@ -249,6 +258,24 @@ class Distillation(nn.Module):
             use_cache=True,
             output_hidden_states=self._matched(),
         )
+
+    def _read_alone(self, batch: Batch, features: Features) -> BaseModelOutputWithPast:
+        """Read every question from its start, no prefix shared; states are [s, t, d]."""
+        ids = torch.cat([batch.prefix[batch.row], batch.suffix], dim=1)
+        embeddings, _ = self._embed(ids, features.all)
+        images = None
+        if features.all:
+            images = self.model.model.find_images(ids, {"image": features.all})
+        output = self.text(
+            inputs_embeds=embeddings,
+            attention_mask=torch.cat([batch.prefix_mask[batch.row], batch.suffix_mask], dim=1),
+            images=images,
+            use_cache=False,
+            output_hidden_states=self._matched(),
+        )
+        suffix = slice(batch.prefix.shape[1], None)
+        states = [None if each is None else each[:, suffix] for each in output.hidden_states or ()]
+        return BaseModelOutputWithPast(output.last_hidden_state[:, suffix], hidden_states=states)
 
     def _matched(self) -> list[int] | bool:
         """Number the hidden states that are matched: what the layers without visual tokens give."""
@@ -358,6 +385,10 @@ def share_out(features: Iterable[Tensor], batch: Batch, image: int) -> Features:
     rows = batch.row.tolist()
     first, later = [], []
     for row, count in enumerate(in_prefix):
-        first += take(left, count)
+        first.append(take(left, count))
         later.append(take(left, in_suffix[rows.index(row)]))
-    return Features(first, [feature for row in rows for feature in later[row]])
+    return Features(
+        [feature for own in first for feature in own],
+        [feature for row in rows for feature in later[row]],
+        [feature for row in rows for feature in (*first[row], *later[row])],
+    )

@@ -50,7 +50,7 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         KeyboardInterrupt: After Ctrl-C, when the step at hand is done and saved.
     """
     started = time.perf_counter()
-    processes = Processes.start(run)
+    processes = Processes.start(run, unused=recipe.train.kind == "full")
     run = processes.place(run)
     out, train = _output(model, recipe, run), recipe.train
     state = State(out.with_name(f"{out.name}.training"))

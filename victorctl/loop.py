@@ -120,6 +120,7 @@ def _prepare(training: Training) -> Stepper:
     module = training.processes.prepare(distillation)
     if training.processes.sharded:
         distillation.together = training.processes.any
+        distillation.each_alone = True  # FSDP frees weights that a prefix's keys still need
     network = distillation.model
     parameters = {name: dict(network.named_parameters())[name] for name in training.parameters}
     return Stepper(module, make_optimizer(parameters, settings), parameters)

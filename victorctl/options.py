@@ -6,7 +6,7 @@ from typing import Annotated, Any, get_args
 import typer
 import typer.core
 
-from victorctl import __version__, recipes
+from victorctl import __version__, launch, recipes
 from victorctl.errors import VictorError
 from victorctl.recipe import Recipe, flag
 
@@ -53,6 +53,12 @@ def parse_size(text: str) -> tuple[int, int]:
     return sides[1], sides[0]
 
 
+def spread(count: int | None) -> None:
+    """Let several processes do what was typed, and leave with their exit code."""
+    if count is not None and count != 1:
+        raise typer.Exit(launch.several(count))
+
+
 Model = Annotated[Path, typer.Argument(help="Folder of a converted model.")]
 Source = Annotated[
     str,
@@ -81,6 +87,12 @@ RecipeFile = Annotated[
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change one key of the recipe; repeatable.", metavar="KEY=VALUE"),
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        launch.OPTION, help="Train in so many processes, one for each GPU.", callback=spread
+    ),
 ]
 Seed = Annotated[int | None, setting("seed")]
 Device = Annotated[str, typer.Option(help="Where to compute.", metavar="auto|cpu|cuda[:N]")]

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.text import Text
 
+from victorctl.launch import is_first
 from victorctl.units import DASH, size
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -86,6 +87,8 @@ def show(
         table: Turns the result into what a person reads.
         following: The next command to type; nothing is said where it is empty.
     """
+    if not is_first():
+        return
     if as_json:
         content = {"schema": f"victorctl/{command}/1", **_finite(result)}
         sys.stdout.write(json.dumps(content, default=os.fspath, allow_nan=False) + "\n")

@@ -33,13 +33,19 @@ class Processes:
 
     Args:
         accelerator: None where there is one process alone.
+        sharded: Each holds a part of every weight alone (FSDP).
     """
 
     accelerator: Accelerator | None = None
+    sharded: bool = False
 
     @classmethod
-    def start(cls, run: Run) -> "Processes":
+    def start(cls, run: Run, *, unused: bool) -> "Processes":
         """Find the others, if a launcher has started several.
+
+        Args:
+            run: Where and on what.
+            unused: Whether a weight that is trained may have no part in a step.
 
         Raises:
             VictorError: If each cannot have a GPU of its own, or FSDP's first version is asked for.
@@ -52,9 +58,10 @@ class Processes:
                 fix="leave --device out; each process takes the next GPU",
             )
         on_cpu = run.device == "cpu" or not torch.cuda.is_available()
-        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-        accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[unused])
-        if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        parallel = DistributedDataParallelKwargs(find_unused_parameters=unused)
+        accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[parallel])
+        sharded = parse_flag_from_env("ACCELERATE_USE_FSDP")
+        if sharded:
             plugin = FullyShardedDataParallelPlugin()
             if plugin.fsdp_version != 2:
                 raise VictorError(
@@ -62,7 +69,7 @@ class Processes:
                     fix="set fsdp_version: 2 in it, as recipes/accelerate/fsdp2.yaml does",
                 )
             accelerator.state.fsdp_plugin = plugin  # which it leaves out on CPUs
-        return cls(accelerator)
+        return cls(accelerator, sharded)
 
     @property
     def count(self) -> int:
@@ -79,16 +86,12 @@ class Processes:
         """Whether this is the one that writes and talks."""
         return self.number == 0
 
-    @property
-    def sharded(self) -> bool:
-        """Whether each holds a part of every weight alone (FSDP)."""
-        return bool(self.accelerator and self.accelerator.state.fsdp_plugin)
-
     def place(self, run: Run) -> Run:
         """Say what this process computes on; all but the first are quiet."""
         if self.accelerator is None:
             return run
-        device = str(self.accelerator.device)
+        device = self.accelerator.device
+        device = "cpu" if device.type == "cpu" else str(device)  # CPUs have no numbers
         return replace(run, device=device, quiet=run.quiet or not self.first)
 
     def prepare(self, module: nn.Module) -> nn.Module:

@@ -40,14 +40,15 @@ def _again(
         forward: The layer's own.
         number: The layer's.
         given: What the layer is given, as all that follows.
-        named: By name; the cache is one of them.
+        named: By name; a cache is one of them, if there is any.
     """
-    (window,) = (value for value in named.values() if isinstance(value, DynamicCache))
-    own = getattr(window, "cache", window).layers[number]
-    before = copy.copy(vars(own))
+    caches = [value for value in named.values() if isinstance(value, DynamicCache)]
+    held = [getattr(cache, "cache", cache).layers[number] for cache in caches]
+    before = [copy.copy(vars(layer)) for layer in held]
 
     def compute(*inputs: Any, **others: Any) -> Tensor:
-        vars(own).update(before)
+        for layer, state in zip(held, before, strict=True):
+            vars(layer).update(state)
         return forward(*inputs, **others)
 
     return run(compute, *given, **named)
