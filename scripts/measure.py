@@ -155,11 +155,12 @@ STUDIES["demo/ladder"] = Study(
 STUDIES["smol/ladder"] = Study(
     recipe="smol/victor",
     shared={
-        "train.steps": 60,
+        "train.steps": 40,
+        "train.batch_size": 4,
         "train.base_learning_rate": 1e-4,
         **QUESTIONS,
         **UNPROVED,
-        "eval.limit": 300,
+        "eval.limit": 200,
     },
     variants=LADDER,
 )
