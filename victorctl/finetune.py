@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from victorctl import checkpoint, folders, lineage, plots, saving
 from victorctl.collation import Batch
-from victorctl.data.conversations import Rows, open_data
+from victorctl.data.mixtures import open_training
+from victorctl.data.rows import Rows
 from victorctl.distill import Distillation
 from victorctl.errors import VictorError
 from victorctl.recipe import Recipe, Run
@@ -132,7 +133,7 @@ def _output(model: Path, recipe: Recipe, run: Run) -> Path:
     """Check what can be checked before anything is loaded, and say where to write."""
     if run.out is None:
         raise VictorError("finetune needs a folder to write", fix="add --out FOLDER")
-    if recipe.data.train is None:
+    if recipe.data.train is None and not recipe.data.mix:
         raise VictorError("finetune needs data", fix="add --data demo, or --data FILE")
     out = run.out.expanduser().resolve()
     checkpoint.read_victor_config(model)
@@ -143,16 +144,12 @@ def _output(model: Path, recipe: Recipe, run: Run) -> Path:
 
 def _rows(recipe: Recipe, run: Run) -> Rows:
     """Open the data, without rows of text: no register could learn from them."""
-    if recipe.data.train == "demo:test":
-        raise VictorError(
-            "demo:test holds the questions that models are measured with, not to be trained on",
-            fix="train on --data demo",
-        )
-    rows = open_data(recipe.data.train, rows=recipe.data.rows)
+    rows = open_training(recipe.data, seed=recipe.seed, quiet=run.quiet)
     pictured = rows.with_pictures()
     if not pictured:
         raise VictorError(
-            f"{recipe.data.train}: no row shows a picture, so registers have nothing to learn from",
+            f"{recipe.data.train or 'data.mix'}: no row shows a picture, so registers have "
+            "nothing to learn from",
             fix="train on data with pictures, named under image or images",
         )
     if (size := recipe.train.batch_size) > len(pictured):

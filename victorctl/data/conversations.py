@@ -105,9 +105,10 @@ def open_records(spec: str, rows: int | None, split: str | None) -> Opened:
 
 def _is_hub_id(name: str) -> bool:
     """Tell OWNER/NAME, with a configuration or not, from the name of a file."""
-    base, _, config = name.partition("/")[2].partition("/")
-    whole = HUB_ID.fullmatch("/".join(name.split("/")[:2])) is not None
-    return whole and Path(base).suffix not in records.KNOWN and "/" not in config
+    parts = name.split("/")
+    if len(parts) > 3 or Path(name).suffix in (*records.KNOWN, ".yaml", ".yml"):
+        return False
+    return HUB_ID.fullmatch("/".join(parts[:2])) is not None
 
 
 @dataclass

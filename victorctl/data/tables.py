@@ -67,8 +67,10 @@ class Table(Sequence[Record]):
         return Embedded(name, functools.partial(self._read, index, column, number))
 
     def _read(self, index: int, column: str, number: int) -> bytes:
+        from pyarrow import ListScalar
+
         cell = self._pictures[index : index + 1].column(column)[0]
-        stored = (cell.values[number] if hasattr(cell, "values") else cell).as_py()
+        stored = (cell[number] if isinstance(cell, ListScalar) else cell).as_py()
         return stored["bytes"] if isinstance(stored, dict) else stored
 
 
@@ -113,7 +115,7 @@ def open_saved(folder: Path, spec: Spec, rows: int | None) -> Opened:
     table = found[split] if split else found
     home = folder / split
     table = table.select(range(min(len(table), len(table) if rows is None else rows)))
-    own = sizes(sorted(file for file in home.iterdir() if file.is_file()))
+    own = sizes(sorted(home.glob("*.arrow")))
     records = Table(table, lambda index: f"{home}[{index}]", folder)
     return Opened(records, "Arrow, written by save_to_disk", hash_of([own]), False)
 

@@ -1,0 +1,93 @@
+"""Every form of data, against the same two rows."""
+
+import shutil
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+
+from tests.data import forms
+from tests.data.forms import FORMS
+from tests.tiny import tiny_picture, tiny_processor
+from victorctl.data.batches import IGNORED, encode
+from victorctl.data.conversations import open_data
+from victorctl.data.records import Embedded
+
+IMAGE = {"type": "image"}
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    """Give `datasets` a cache of its own, and no bars."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture(params=FORMS, ids=lambda write: write.__name__)
+def spec(request, tmp_path):
+    return str(request.param(tmp_path / "data"))
+
+
+def contents(row):
+    return [(turn["role"], turn["content"]) for turn in row.conversations[0].messages]
+
+
+@pytest.mark.parametrize("write", FORMS, ids=lambda write: write.__name__)
+def test_every_form_becomes_the_same_rows(tmp_path, write):
+    rows = open_data(str(write(tmp_path / "data")))
+    shown, plain = rows
+
+    assert rows.form == FORMS[write]
+    assert contents(shown) == [
+        ("user", [IMAGE, {"type": "text", "text": "What is this?"}]),
+        ("assistant", [{"type": "text", "text": "A cat."}]),
+    ]
+    assert contents(plain) == [
+        (role, [{"type": "text", "text": text}]) for role, text in forms.TEXT
+    ]
+    (picture,) = shown.pictures()
+    assert picture.tobytes() == tiny_picture(0).tobytes()
+    assert (plain.images, list(rows.pictured)) == ((), [0])
+
+
+def test_the_loss_is_on_the_answers_alone(spec):
+    processor = tiny_processor()
+    for row, answer in zip(open_data(spec), ("a cat . </s>", "0 </s>"), strict=True):
+        (encoded,) = encode(row, processor).conversations
+        labelled = [token for token in encoded.labels if token != IGNORED]
+        wanted = answer.replace("0", "<unk>")  # the tiny vocabulary has no digits
+        assert processor.tokenizer.decode(labelled) == wanted
+
+
+def test_pictures_stay_closed_until_they_are_asked_for(spec, monkeypatch):
+    read = []
+    monkeypatch.setattr(Image, "open", lambda *_: read.append("opened"))
+    rows = open_data(spec)
+    for row in rows:
+        for image in row.images:
+            if isinstance(image, Embedded):
+                assert image.read() == forms.png()
+            else:
+                assert isinstance(image, Path)
+    assert (len(rows.with_pictures()), read) == (1, [])
+
+
+def test_only_so_many_rows(spec):
+    rows = open_data(spec, rows=1)
+
+    assert (len(rows), rows[0].pictures()[0].size) == (1, (32, 32))
+    assert len(open_data(spec, rows=2)) == 2
+
+
+@pytest.mark.parametrize("write", FORMS, ids=lambda write: write.__name__)
+def test_the_hash_is_that_of_the_data_and_not_of_their_place(tmp_path, write, monkeypatch):
+    def open_in(folder):
+        spec = str(write(tmp_path / folder))
+        return open_data(spec).sha256
+
+    first = open_in("one")
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    assert open_in("elsewhere") == first
+    monkeypatch.setattr(forms, "TEXT", [("user", "Two - two?"), ("assistant", "1")])
+    assert open_in("three") != first
