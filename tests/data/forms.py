@@ -98,7 +98,11 @@ def said(turns):
 
 def vqa() -> Dataset:
     rows = [
-        {"image": {"bytes": png(), "path": "a.png"}, "question": TURNS[0][1], "answer": TURNS[1][1]},
+        {
+            "image": {"bytes": png(), "path": "a.png"},
+            "question": TURNS[0][1],
+            "answer": TURNS[1][1],
+        },
         {"image": None, "question": TEXT[0][1], "answer": TEXT[1][1]},
     ]
     kinds = {"image": Image(), "question": Value("string"), "answer": Value("string")}

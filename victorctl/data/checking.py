@@ -148,7 +148,7 @@ def table(result: Mapping[str, Any]) -> RenderableType:
         lines.append(words.format(**result["tokens"]))
     lines += _first([f"{one['place']}: {one['problem']}" for one in result["problems"]])
     lines += _first([f"{one['place']}: the same as {one['same_as']}" for one in result["same"]])
-    return Group(*(Text(line) for line in lines))
+    return Group(*(Text(line, no_wrap=True, overflow="ignore") for line in lines))
 
 
 def _first(lines: Sequence[str]) -> list[str]:
@@ -161,7 +161,7 @@ def _check(
     name: str, rows: int | None, reader: Reader | None, tally: Tally, *, quiet: bool
 ) -> None:
     """Count one data set, picture after picture."""
-    size, form, units = _units(name, rows, tally)
+    size, form, units = _units(name, rows, tally, quiet=quiet)
     tally.forms.append(form)
     with progress(f"checking {name}", size, quiet=quiet) as bar, ThreadPoolExecutor() as pool:
         while several := list(islice(units, AT_ONCE)):
@@ -173,7 +173,7 @@ def _check(
 
 
 def _units(
-    name: str, rows: int | None, tally: Tally
+    name: str, rows: int | None, tally: Tally, *, quiet: bool
 ) -> tuple[int, str, Iterator[tuple[Row, list[str]]]]:
     """Say how many rows are to be looked at, their form, and yield each with its places."""
     if name in DEMO:
@@ -182,7 +182,7 @@ def _units(
         named = ((row, [f"{row.id}/{n}" for n in range(len(row.conversations))]) for row in drawn)
         return len(drawn), drawn.form, named
     opened = open_records(name, rows, "train")
-    scan = scan_records(opened)
+    scan = scan_records(opened, quiet=quiet)
     tally.rows += len(opened.records)
     tally.problems += scan.problems
 

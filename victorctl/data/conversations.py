@@ -1,8 +1,10 @@
 """Any supported data, as rows: pictures and the conversations about them."""
 
 import functools
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import itertools
+from collections import deque
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from victorctl.runtime import progress, say
 from victorctl.sources import HUB_ID
 
 SHOWN = 5  # bad rows that an error lists
+MANY = 50_000  # rows that take seconds to read
 DEMO = {  # spec: split, scenes, questions about each
     "demo": ("train", 20_000, 8),
     "demo:test": ("test", 500, 4),
@@ -51,7 +54,7 @@ def open_data(
     if spec in DEMO:
         return _demo(spec, rows)
     opened = open_records(spec, rows, split)
-    scan = scan_records(opened)
+    scan = scan_records(opened, quiet=quiet)
     if scan.problems and not skip_bad:
         raise _bad(spec, scan.problems)
     if skip_bad:
@@ -72,7 +75,7 @@ def open_data(
         lambda number: _join([make(i) for i in table[number]]),
         len(table),
         sum(map(len, table)),
-        [number for number, shown in enumerate(scan.groups) if not isinstance(shown, int)],
+        [place for place, numbers in enumerate(table) if numbers[0] not in scan.texts],
         scan.sha256,
         form,
         tuple(scan.problems),
@@ -116,25 +119,38 @@ class Scan:
     """What a look at every record found.
 
     Args:
-        groups: Numbers of good records by their pictures; by their own number, of text.
+        groups: Numbers of good records by their files of pictures, else by their own number.
+        texts: Numbers of those without pictures.
         problems: Of bad ones.
         sha256: See `Rows`.
         form: Of the rows, in words.
     """
 
-    groups: dict[Hashable, list[int]]
-    problems: list[BadRow]
+    groups: dict[Hashable, list[int]] = field(default_factory=dict)
+    texts: set[int] = field(default_factory=set)
+    problems: list[BadRow] = field(default_factory=list)
     sha256: str = ""
     form: str = ""
 
+    def add(self, index: int, row: Row) -> None:
+        """Keep a good record; only files can be known to be the same without opening them."""
+        files = all(isinstance(image, Path) for image in row.images)
+        self.groups.setdefault(row.images if row.images and files else index, []).append(index)
+        if not row.images:
+            self.texts.add(index)
 
-def scan_records(opened: Opened) -> Scan:
-    """Look at every record once, its pictures closed: which are good, and which belong together."""
-    scan = Scan({}, [])
 
-    def look() -> Iterator[Any]:
-        yield opened.sha256
-        for index, record in enumerate(opened.records):
+def scan_records(opened: Opened, *, quiet: bool = True) -> Scan:
+    """Look at every record once, its pictures closed: which are good, and which belong together.
+
+    Args:
+        opened: The data.
+        quiet: Show no progress; of few rows, none is shown anyway.
+    """
+    scan, count = Scan(), len(opened.records)
+    with progress("reading rows", count, quiet=quiet or count < MANY) as bar:
+
+        def look(index: int, record: Record) -> Any:
             try:
                 row = make_row(index, record)
                 check_files(row, record.place)
@@ -142,15 +158,16 @@ def scan_records(opened: Opened) -> Scan:
                 scan.problems.append(error)
             else:
                 scan.form = scan.form or formats.form(record.value).name
-                scan.groups.setdefault(row.images or index, []).append(index)
-            yield record.value
+                scan.add(index, row)
+            bar.advance()
+            return record.value
 
-    if opened.sealed:
-        scan.sha256 = opened.sha256
-        for _ in look():
-            pass
-    else:
-        scan.sha256 = records.hash_of(look())
+        values = itertools.starmap(look, enumerate(opened.records))
+        if opened.sealed:
+            deque(values, maxlen=0)
+            scan.sha256 = opened.sha256
+        else:
+            scan.sha256 = records.hash_of(itertools.chain([opened.sha256], values))
     return scan
 
 
@@ -216,12 +233,12 @@ def _join(rows: Sequence[Row]) -> Row:
 def _leave_out_closed(opened: Opened, scan: Scan, *, quiet: bool) -> None:
     """Turn records whose pictures do not open into problems."""
     with progress("checking pictures", len(scan.groups), quiet=quiet) as bar:
-        for images, numbers in list(scan.groups.items()):
+        for key, numbers in list(scan.groups.items()):
             try:
-                for image in images if isinstance(images, tuple) else ():
+                for image in make_row(numbers[0], opened.records[numbers[0]]).images:
                     check_opens(image)
             except BadRow as error:
-                del scan.groups[images]
+                del scan.groups[key]
                 scan.problems += [error.at(opened.records[number].place) for number in numbers]
             bar.advance()
 

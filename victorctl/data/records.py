@@ -83,6 +83,16 @@ class Spec(NamedTuple):
     split: str | None
     usual: str | None
 
+    def refuse_split(self) -> None:
+        """Refuse the name of a split where there is none.
+
+        Raises:
+            VictorError: If one was named.
+        """
+        if self.split:
+            problem = f"{self.name}: has no splits, and '{self.split}' was asked for"
+            raise VictorError(problem, fix=f"name it without: {self.name}")
+
     def choose(self, known: Sequence[str]) -> str:
         """Choose a split.
 
@@ -120,7 +130,7 @@ def open_path(path: Path, spec: Spec, rows: int | None) -> Opened:
     storage = STORAGES[suffix]
     found = itertools.chain.from_iterable(map(storage.read, files))
     records = list(itertools.islice(found, rows))
-    form = storage.name if path.is_file() else f"{len(files)} files of {storage.name}"
+    form = storage.name if len(files) == 1 else f"{len(files)} files of {storage.name}"
     if files[0].name in METADATA:
         form = f"folder of pictures with {files[0].name}"
     return Opened(records, form, storage.identify(files, records))
@@ -145,9 +155,7 @@ def sizes(files: Sequence[Path]) -> list[tuple[str, int]]:
 def _files(path: Path, spec: Spec) -> tuple[str, list[Path]]:
     """List the files that hold rows, all of one kind, and of one split."""
     if path.is_file():
-        if path.suffix not in KNOWN:
-            raise VictorError(f"{path}: not data that can be read", fix=f"use one of: {FORMS}")
-        return path.suffix, [path]
+        return _suffix(path, spec), [path]
     there = [file for file in sorted(path.rglob("*")) if _counts(file, path)]
     described = [file for file in there if file.name in METADATA]
     files = described or [file for file in there if file.suffix in KNOWN and file.suffix != ".csv"]
@@ -162,6 +170,17 @@ def _files(path: Path, spec: Spec) -> tuple[str, list[Path]]:
     for file in files:
         splits.setdefault(_split(file.relative_to(path)), []).append(file)
     return kinds[0], splits[spec.choose([*splits])]
+
+
+def _suffix(path: Path, spec: Spec) -> str:
+    """Check that a file is of a known form, and that no split of it was asked for."""
+    if path.suffix in (".yaml", ".yml"):
+        fix = "name one data set of it, or finetune with it"
+        raise VictorError(f"{path}: a mixture, which is for training", fix=fix)
+    if path.suffix not in KNOWN:
+        raise VictorError(f"{path}: not data that can be read", fix=f"use one of: {FORMS}")
+    spec.refuse_split()
+    return path.suffix
 
 
 def _counts(file: Path, folder: Path) -> bool:

@@ -15,6 +15,7 @@ from victorctl.data.formats import MARKER
 from victorctl.data.mixtures import parts
 from victorctl.data.records import Embedded
 from victorctl.data.rows import Conversation, Picture, Row
+from victorctl.errors import VictorError
 from victorctl.sections import DataSection
 
 OPEN, CLOSE = "«", "»"  # around what the loss is on
@@ -33,17 +34,20 @@ def show(data: str, count: int, *, model: str | None = None) -> dict[str, Any]:
         The keys of `data show --json`.
 
     Raises:
-        VictorError: If there are no such data, no such model, or they do not fit each other.
+        VictorError: If there are no such data, no such model, or none of the rows can be used.
     """
     reader = None if model is None else open_reader(model)
     names = parts(DataSection(train=data))
     opened = [open_data(name, rows=count, skip_bad=True) for name in names]
-    return {
-        "data": data,
-        "form": " + ".join(rows.form for rows in opened),
-        "rows": [_row(row, reader) for row in islice(chain.from_iterable(opened), count)],
-        "bad": [problem.problem for rows in opened for problem in rows.problems],
-    }
+    bad = [problem.problem for rows in opened for problem in rows.problems]
+    shown = []
+    for row in islice(chain.from_iterable(opened), count):
+        try:
+            shown.append(_row(row, reader))
+        except VictorError as error:
+            bad.append(error.problem)
+    form = " + ".join(rows.form for rows in opened)
+    return {"data": data, "form": form, "rows": shown, "bad": bad}
 
 
 def table(result: Mapping[str, Any]) -> RenderableType:
@@ -57,7 +61,7 @@ def table(result: Mapping[str, Any]) -> RenderableType:
             if "tokens" in said:
                 words = "{tokens} tokens, {visual_tokens} visual, {answer_tokens} with a loss"
                 lines.append(Text(words.format(**said), "dim"))
-    lines += [Text(f"bad: {problem}", "red") for problem in result["bad"]]
+    lines += [Text(), *(Text(f"bad: {problem}", "red") for problem in result["bad"])]
     return Group(*lines, Text(), Text(f"{OPEN}marked{CLOSE}: what the loss is on", "dim"))
 
 

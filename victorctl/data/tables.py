@@ -111,8 +111,12 @@ def open_saved(folder: Path, spec: Spec, rows: int | None) -> Opened:
 
     with _explained(str(folder)):
         found = load_from_disk(str(folder))
-    split = spec.choose([*found]) if isinstance(found, DatasetDict) else ""
-    table = found[split] if split else found
+    if isinstance(found, DatasetDict):
+        split = spec.choose([*found])
+        table = found[split]
+    else:
+        spec.refuse_split()
+        split, table = "", found
     home = folder / split
     table = table.select(range(min(len(table), len(table) if rows is None else rows)))
     own = sizes(sorted(home.glob("*.arrow")))
@@ -133,7 +137,7 @@ def open_hub(spec: Spec, rows: int | None) -> Opened:
     hub.endpoint()  # refuse one that could be read on the way
     owner, name, *config = spec.name.split("/")
     repo, config = f"{owner}/{name}", config[0] if config else None
-    with _explained(spec.name), hub.explained(repo):
+    with hub.explained(repo), _explained(spec.name):
         builder = load_dataset_builder(repo, config)
         split = spec.choose([str(split) for split in builder.config.data_files])
         known = [repo, builder.config.name, split, builder.hash]  # the commit
