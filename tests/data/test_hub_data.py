@@ -55,7 +55,7 @@ def test_only_so_many_rows_are_fetched_and_kept(pets):
     assert len({name for name, _ in pets.fetched}) <= 2  # of eight; one is read ahead
     pets.fetched.clear()
     assert len(open_data("ada/pets", rows=1)) == 1
-    assert pets.fetched == []
+    assert len(pets.fetched) <= 1  # which columns there are
 
 
 def test_another_commit_is_other_data(pets):
