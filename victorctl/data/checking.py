@@ -223,24 +223,29 @@ def _count(
     tally.pictures += len(row.images)
     tally.text_only += not row.images
     hashes = "".join(seen) or (row.id if row.images else "")
-    for conversation, place in zip(row.conversations, places, strict=True):
-        bad = _read(replace(row, conversations=(conversation,)), reader, tally)
+    read = _read(row, reader) if reader else [None] * len(places)
+    tally.lengths += [length for length in read if isinstance(length, int)]
+    for conversation, place, length in zip(row.conversations, places, read, strict=True):
+        bad = _too_long(length, reader) if isinstance(length, int) else length
         if bad:
             tally.problems.append(bad.at(place))
         else:
             tally.add(conversation, place, hashes)
 
 
-def _read(row: Row, reader: Reader | None, tally: Tally) -> BadRow | None:
-    """Turn one conversation into tokens, and say what is wrong with them."""
-    if reader is None:
-        return None
+def _read(row: Row, reader: Reader) -> list[int | BadRow]:
+    """Count the tokens of each conversation, or say why it has none."""
     try:
-        count = len(encode(row, reader.processor).conversations[0].input_ids)
+        return [len(said.input_ids) for said in encode(row, reader.processor).conversations]
     except VictorError as error:
-        return BadRow("template", error.problem.partition(": ")[2], fix=error.fix)
-    tally.lengths.append(count)
-    if count <= reader.context:
+        if len(row.conversations) == 1:
+            return [BadRow("template", error.problem.partition(": ")[2], fix=error.fix)]
+    alone = [replace(row, conversations=(conversation,)) for conversation in row.conversations]
+    return [_read(one, reader)[0] for one in alone]
+
+
+def _too_long(length: int, reader: Reader) -> BadRow | None:
+    if length <= reader.context:
         return None
-    problem = f"{count} tokens, more than the {reader.context} that the model was made for"
+    problem = f"{length} tokens, more than the {reader.context} that the model was made for"
     return BadRow("long", problem, fix="shorten it: nothing is ever cut")

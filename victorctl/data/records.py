@@ -158,7 +158,7 @@ def _files(path: Path, spec: Spec) -> tuple[str, list[Path]]:
         return _suffix(path, spec), [path]
     there = [file for file in sorted(path.rglob("*")) if _counts(file, path)]
     described = [file for file in there if file.name in METADATA]
-    files = described or [file for file in there if file.suffix in KNOWN and file.suffix != ".csv"]
+    files = described or [file for file in there if file.suffix in KNOWN]
     kinds = sorted({file.suffix for file in files})
     if not kinds:
         fix = "pictures need a metadata.jsonl or metadata.csv with their file_name; else use one "
