@@ -113,7 +113,7 @@ def _type(prop: Mapping[str, Any]) -> str:
         return " | ".join(prop["enum"])
     words = {"integer": "whole number", "string": "text", "boolean": "true | false"}
     if "additionalProperties" in prop:
-        return f"text: {_type(prop['additionalProperties'])}"
+        return f"mapping of text to {_type(prop['additionalProperties'])}"
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     ranges = [f"{sign} {prop[limit]:g}" for limit, sign in signs.items() if limit in prop]
     return " ".join([words.get(prop["type"], prop["type"]), *ranges])

@@ -152,7 +152,7 @@ class DataSection(Section):
     """Use only the first so many rows, of each; of a Hub id no more are fetched. Unset: all."""
 
     skip_bad: bool = False
-    """Open every picture first, and leave bad rows out; unset: they are an error."""
+    """Open every picture first, and leave bad rows out; else a bad row is an error."""
 
 
 class EvalSection(Section):

@@ -129,7 +129,7 @@ def pictures(record: Any) -> list[Any]:
             raise BadRow("missing", f"not a file: {file[:80]}", fix=fix)
         if not (isinstance(file, str) or hasattr(file, "read")):
             fix = "name files as text"
-            raise BadRow("form", f"not a list of picture files: {found!r}", fix=fix)
+            raise BadRow("form", f"not a list of picture files: {found!r:.80}", fix=fix)
     return files
 
 
@@ -147,7 +147,8 @@ def sample(files: dict[str, Any]) -> dict[str, Any]:
     if "__key__" not in files:
         return files
     there = sorted(key for key in files if files[key] is not None)
-    shown = [files[key] for key in there if key.rpartition(".")[2].lower() in SUFFIXES]
+    named = [key for key in there if key.rpartition(".")[2].lower() in SUFFIXES]
+    shown = [picture for key in named for picture in listed(files[key])]
     inside = files.get("json")
     record = {"id": files["__key__"], **(inside if isinstance(inside, dict) else {})}
     if shown:
