@@ -60,6 +60,33 @@ def test_the_loss_is_on_the_answers_alone(spec):
         assert processor.tokenizer.decode(labelled) == wanted
 
 
+FOUR = ("what is it ?", "a cat", "which ?", "red")
+PAIRS = [*zip(("user", "assistant") * 2, FOUR, strict=True)]
+SEVERAL = [
+    {"conversations": forms.tagged(
+        [("user", "<image> <image> what is it ?"), *PAIRS[1:]], "from", "value", user="human",
+        assistant="gpt")},
+    {"messages": forms.tagged(PAIRS, "role", "content")},
+    {"texts": [dict(PAIRS[:2]), dict(PAIRS[2:])]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", SEVERAL, ids=lambda row: next(iter(row)))
+def test_the_loss_is_on_every_answer_of_a_row_with_several_turns_and_pictures(tmp_path, row):
+    (made,) = open_data(str(forms.in_json(tmp_path, row | {"images": ["a.png", "a.png"]})))
+    processor = tiny_processor()
+    (encoded,) = encode(made, processor).conversations
+
+    def said(wanted):
+        pairs = zip(encoded.input_ids, encoded.labels, strict=True)
+        kept = [token for token, label in pairs if (label != IGNORED) == wanted]
+        return processor.tokenizer.decode(kept).replace("<image>", "").split()
+
+    assert said(True) == "a cat red </s>".split()
+    assert said(False) == "<s> user : what is it ? assistant : user : which ? assistant :".split()
+    assert encoded.input_ids.count(processor.image_token_id) == 2 * 16
+
+
 def test_pictures_stay_closed_until_they_are_asked_for(spec, monkeypatch):
     read = []
     monkeypatch.setattr(Image, "open", lambda *_: read.append("opened"))

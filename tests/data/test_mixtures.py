@@ -44,6 +44,11 @@ def test_a_part_of_a_weight_is_a_part_of_the_rows_drawn_by_the_seed():
     assert (drawn(0) == first, drawn(1) == first) == (True, False)
 
 
+@pytest.mark.parametrize(("weight", "size"), [(0.75, 75), (1.0, 100), (1.9, 190), (0.004, 0)])
+def test_so_many_rows_come_as_the_weight_says(weight, size):
+    assert len(mix([rows("a", 100), rows("b", 1)], [weight, 1], 0)) == size + 1
+
+
 def test_a_mixture_knows_its_pictures_and_conversations():
     mixed = mix([rows("a", 3, talks=4, texts=[1]), rows("b", 2, texts=[0])], [1.5, 2], 3)
     shown = mixed.with_pictures()
