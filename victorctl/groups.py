@@ -60,7 +60,7 @@ def copy_recipe(
 
 data_app = typer.Typer(
     no_args_is_help=True,
-    help="Look at data before training on them.\n\nExample: victorctl data check demo",
+    help="Look at data before training on them.\n\nExample: victorctl data check demo:test",
 )
 
 Data = Annotated[

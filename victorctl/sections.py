@@ -149,7 +149,7 @@ class DataSection(Section):
     """Several data where data.train is unset; a weight is how often rows come in an epoch."""
 
     rows: int | None = Field(None, ge=1)
-    """Use only the first so many rows, of each; of a Hub id no more are fetched. Unset: all."""
+    """Use only the first so many rows, of each; of a Hub id hardly more are fetched. Unset: all."""
 
     skip_bad: bool = False
     """Open every picture first, and leave bad rows out; else a bad row is an error."""

@@ -10,9 +10,11 @@ from PIL import Image
 from tests.data import forms
 from tests.data.forms import FORMS
 from tests.tiny import tiny_picture, tiny_processor
+from victorctl.data import records
 from victorctl.data.batches import IGNORED, encode
 from victorctl.data.conversations import open_data
 from victorctl.data.records import Embedded
+from victorctl.data.tables import Table
 
 IMAGE = {"type": "image"}
 
@@ -90,6 +92,10 @@ def test_the_loss_is_on_every_answer_of_a_row_with_several_turns_and_pictures(tm
 def test_pictures_stay_closed_until_they_are_asked_for(spec, monkeypatch):
     read = []
     monkeypatch.setattr(Image, "open", lambda *_: read.append("opened"))
+    with monkeypatch.context() as closed:
+        closed.setattr(Table, "_read", lambda *_: read.append("read"))
+        closed.setattr(records, "_bytes", lambda *_: read.append("read"))
+        open_data(spec)
     rows = open_data(spec)
     for row in rows:
         for image in row.images:

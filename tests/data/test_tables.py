@@ -6,7 +6,7 @@ import tarfile
 
 import pyarrow as pa
 import pytest
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from pyarrow import parquet
 
 from tests.data import forms
@@ -71,6 +71,21 @@ def test_a_column_of_names_is_relative_to_the_file(tmp_path):
     rows = open_data(write(tmp_path, pa.list_(pa.string()), ["b.png"], []))
 
     assert [seeds(row) for row in rows] == [[2], []]
+
+
+def test_a_column_may_hold_texts_and_typed_parts_beside_each_other(tmp_path):
+    parts = [{"type": "text", "text": "Which?"}]
+    answer = {"role": "assistant", "content": "that"}
+    turns = [[{"role": "user", "content": said}, answer] for said in ("Which?", parts)]
+    lines = "\n".join(json.dumps({"messages": said}) for said in turns)
+    (tmp_path / "data.jsonl").write_text(lines)
+    load_dataset("json", data_files=str(tmp_path / "data.jsonl"), split="train").save_to_disk(
+        tmp_path / "saved"
+    )
+
+    first, second = open_data(str(tmp_path / "saved"))
+    assert first.conversations[0].messages == second.conversations[0].messages
+    assert first.conversations[0].question == "Which?"
 
 
 def test_a_webdataset_of_the_hub_is_one_column_for_each_suffix(tmp_path):
