@@ -58,7 +58,9 @@ def test_questions_about_the_same_files_are_about_the_same_pictures(tmp_path):
 def test_pictures_stored_in_the_data_are_told_apart_also_where_rows_share_a_name():
     rows = [
         dataclasses.replace(row, id="same", images=(Embedded(name, bytes),))
-        for row, name in zip(tiny_rows(3, questions=1), ("a.tar:1", "a.tar:2", "a.tar:1"))
+        for row, name in zip(
+            tiny_rows(3, questions=1), ("a.tar:1", "a.tar:2", "a.tar:1"), strict=True
+        )
     ]
     one, other, again = questions(rows, None)
 
