@@ -100,7 +100,7 @@ def open_records(spec: str, rows: int | None, split: str | None) -> Opened:
 
         opened = open_hub(known, rows)
     else:
-        raise VictorError(f"{spec}: no such data", fix=f"use one of: {records.FORMS}")
+        raise VictorError(f"{spec}: no such data", fix=f"use one of: {records.TAKEN}")
     if not opened.records:
         raise VictorError(f"{spec}: holds no rows", fix="use data with at least one")
     return opened

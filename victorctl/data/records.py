@@ -162,7 +162,7 @@ def _files(path: Path, spec: Spec) -> tuple[str, list[Path]]:
     kinds = sorted({file.suffix for file in files})
     if not kinds:
         fix = "pictures need a metadata.jsonl or metadata.csv with their file_name; else use one "
-        raise VictorError(f"{path}: a folder without data", fix=f"{fix}of: {FORMS}")
+        raise VictorError(f"{path}: a folder without data", fix=f"{fix}of: {TAKEN}")
     if len(kinds) > 1:
         fix = f"name one file, or put them into folders of their own: {files[0]}"
         raise VictorError(f"{path}: holds files of several forms: {', '.join(kinds)}", fix=fix)
@@ -178,7 +178,7 @@ def _suffix(path: Path, spec: Spec) -> str:
         fix = "name one data set of it, or finetune with it"
         raise VictorError(f"{path}: a mixture, which is for training", fix=fix)
     if path.suffix not in KNOWN:
-        raise VictorError(f"{path}: not data that can be read", fix=f"use one of: {FORMS}")
+        raise VictorError(f"{path}: not data that can be read", fix=f"use one of: {TAKEN}")
     spec.refuse_split()
     return path.suffix
 
@@ -317,7 +317,7 @@ STORAGES = {
     ".tar": Storage("WebDataset", read_tar, _hash_tars),
 }
 KNOWN = (*STORAGES, ".parquet")
-FORMS = (
+TAKEN = (
     "demo, demo:test, a file (.json, .jsonl, .csv, .tar, .parquet) or a folder of them, "
     "a folder of save_to_disk, OWNER/NAME on the Hub"
 )
