@@ -15,18 +15,7 @@ from victorctl.errors import CheckFailed, VictorError
 from victorctl.recipe import Recipe, Run
 from victorctl.sources import DEMO
 
-COMMANDS = (
-    "demo",
-    "convert",
-    "finetune",
-    "eval",
-    "push",
-    "pull",
-    "inspect",
-    "families",
-    "doctor",
-    "recipes",
-)
+COMMANDS = "demo convert finetune eval push pull inspect families doctor data recipes".split()
 
 
 @pytest.fixture
@@ -54,6 +43,11 @@ def stages(monkeypatch):
     stand_in("demo", "demo", {"folder": "d", "eval": {"accuracy": 0.5}})
     stand_in("families", "describe", {"families": [{"family": "llava"}]})
     stand_in("report", "table", "the table")
+    stand_in("data.showing", "show", {"rows": []})
+    stand_in("data.checking", "check", {"bad": 2})
+    for name in ("showing", "checking"):
+        sys.modules[f"victorctl.data.{name}"].table = lambda _result: "the table"
+    sys.modules["victorctl.data.checking"].demand = lambda result: calls.update(demanded=result)
     return calls
 
 
@@ -156,13 +150,14 @@ def test_every_option_of_convert_arrives(victorctl, stages):
 def test_every_option_of_finetune_arrives(victorctl, stages):
     victorctl(
         *"finetune m --out o --data demo --train lora --steps 3 --batch-size 2 --seed 1".split(),
-        *"--set train.rank=4 --set train.alpha=8 --resume --dry-run --overwrite".split(),
+        *"--set train.rank=4 --set train.alpha=8 --skip-bad --resume --dry-run --overwrite".split(),
         *"--device cpu --dtype fp32 --attn eager --threads 2".split(),
     )
     recipe, run = stages["finetune"][1].values()
 
     train = {"rung": "lora", "steps": 3, "batch_size": 2, "rank": 4, "alpha": 8}
-    assert recipe == Recipe.model_validate({"seed": 1, "train": train, "data": {"train": "demo"}})
+    data = {"train": "demo", "skip_bad": True}
+    assert recipe == Recipe.model_validate({"seed": 1, "train": train, "data": data})
     assert run == Run(
         out=Path("o"), overwrite=True, dry_run=True, resume=True,
         device="cpu", dtype="fp32", attn="eager", threads=2,
@@ -274,6 +269,8 @@ def test_a_stage_ends_with_the_next_command_on_stderr(victorctl, stages, argumen
         ("demo", "demo", "folder"),
         ("inspect m", "inspect", "family"),
         ("families", "families", "families"),
+        ("data show demo", "data-show", "rows"),
+        ("data check demo", "data-check", "bad"),
         ("recipes", "recipes", "recipes"),
         ("recipes list", "recipes", "recipes"),
         ("recipes keys", "recipes-keys", "keys"),
@@ -294,6 +291,14 @@ def test_people_get_tables(victorctl, stages):
     assert "train.rank" in victorctl("recipes", "keys")[1]
 
 
+def test_every_option_of_data_arrives_and_bad_rows_are_refused_at_the_end(victorctl, stages):
+    victorctl(*"data show a.json -n 5 --model m".split())
+    assert stages["show"] == (("a.json", 5), {"model": "m"})
+    code, out, _ = victorctl(*"data check a.json --rows 9 --model m".split())
+    assert (code, out.strip(), stages["demanded"]) == (0, "the table", {"bad": 2})
+    assert stages["check"] == (("a.json",), {"rows": 9, "model": "m"})
+
+
 def test_keys_are_explained_for_a_file_or_a_recipe_of_ours(victorctl, tmp_path):
     (tmp_path / "r.yaml").write_text("train: {steps: 7}\n")
     for name, steps in ((str(tmp_path / "r.yaml"), "7"), ("demo/quick", "500")):
@@ -311,24 +316,19 @@ def test_recipes_are_copied(victorctl, tmp_path):
 
 
 ALL = [info for app in (cli.app, *groups.GROUPS.values()) for info in app.registered_commands]
-EXAMPLES = {
-    info.name or info.callback.__name__: re.search(
-        r"Example: victorctl (.*)", info.callback.__doc__
-    )[1]
-    for info in ALL
-}
+EXAMPLES = [re.search(r"Example: victorctl (.*)", info.callback.__doc__)[1] for info in ALL]
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_the_example_of_every_command_runs(victorctl, stages, name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_example_of_every_command_runs(victorctl, stages, example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("my.yaml").write_text("seed: 1\n")
-    code, _, err = victorctl(*EXAMPLES[name].split())
+    code, _, err = victorctl(*example.split())
     assert code == 0, err
 
 
 def test_every_command_says_in_one_line_what_it_does(victorctl):
-    assert len(EXAMPLES) == 12
+    assert len(EXAMPLES) == 14
     for info in ALL:
         about, empty, example = info.callback.__doc__.strip().splitlines()
         assert (about[-1], empty, example.split()[0]) == (".", "", "Example:")
@@ -394,7 +394,7 @@ def test_command_bodies_are_straight_lines():
         and any("command" in ast.dump(d) for d in node.decorator_list)
     ]
 
-    assert len(commands) == 12
+    assert len(commands) == 14
     for command in commands:
         found = [type(node).__name__ for node in ast.walk(command) if isinstance(node, branches)]
         assert not found, f"{command.name} has {found}"

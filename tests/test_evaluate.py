@@ -223,10 +223,12 @@ def test_the_command_repeats_what_was_typed(place, fast, tmp_path):
 def test_each_phase_is_told_on_stderr(place, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(runtime, "SECONDS_BETWEEN_LINES", math.inf)  # only the last of each phase
     run = Run(out=tmp_path / "e", device="cpu", base=str(place / "source"))
-    evaluate(place / "model", recipe=settings(place / "data" / "data.json"), run=run)
+    data = place / "data" / "data.json"
+    evaluate(place / "model", recipe=settings(data), run=run)
 
     told = [re.sub(r" ·.*", "", line) for line in capsys.readouterr().err.splitlines()]
     assert told == [
+        f"{data}: JSON: conversations, as LLaVA and ShareGPT have them; 6 rows",
         f"hashing and loading {place / 'model'}",
         f"loading its base {place / 'source'}",
         "answers 12/12",  # six questions, two contestants

@@ -7,6 +7,7 @@ import torch
 
 from tests.tiny import VISUAL_TOKENS, tiny_picture, tiny_processor, tiny_rows
 from tests.victor_models import shared_native
+from victorctl.data.records import Embedded
 from victorctl.questions import batches, prepare, questions
 
 
@@ -52,6 +53,18 @@ def test_questions_about_the_same_files_are_about_the_same_pictures(tmp_path):
     assert one.pictures == two.pictures
     assert one.key != two.key
     assert other.pictures not in (one.pictures, first.images)
+
+
+def test_pictures_stored_in_the_data_are_told_apart_also_where_rows_share_a_name():
+    rows = [
+        dataclasses.replace(row, id="same", images=(Embedded(name, bytes),))
+        for row, name in zip(
+            tiny_rows(3, questions=1), ("a.tar:1", "a.tar:2", "a.tar:1"), strict=True
+        )
+    ]
+    one, other, again = questions(rows, None)
+
+    assert (one.pictures == again.pictures, one.pictures == other.pictures) == (True, False)
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 100])

@@ -121,7 +121,7 @@ def test_all_errors_of_a_file_come_at_once_in_its_order_each_with_its_line(write
 
 def test_a_key_like_no_other_gets_the_list_of_keys():
     assert problem(settings=["data.zzz=1"]) == (
-        "--set data.zzz=1: unknown key 'data.zzz'; known: train, rows"
+        "--set data.zzz=1: unknown key 'data.zzz'; known: train, mix, rows, skip_bad"
     )
 
 

@@ -92,12 +92,13 @@ def test_explains_each_key_with_type_range_default_and_meaning():
     assert rows["victor.positions"]["type"] == "overlay | append"
     assert rows["convert.link"]["type"] == "true | false"
     assert rows["data.train"]["type"] == "text, or null"
+    assert rows["data.mix"]["type"] == "mapping of text to number > 0, or null"
 
 
 def test_every_key_has_a_meaning():
     rows = recipes.describe()
 
-    assert len(rows) == 51
+    assert len(rows) == 53
     assert all(row["meaning"].endswith((".", "?")) for row in rows)
 
 

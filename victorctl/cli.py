@@ -161,6 +161,7 @@ def finetune(
     train: Annotated[str | None, setting("train.rung")] = None,
     steps: Annotated[int | None, setting("train.steps")] = None,
     batch_size: Annotated[int | None, setting("train.batch_size")] = None,
+    skip_bad: Annotated[bool | None, setting("data.skip_bad")] = None,
     seed: Seed = None,
     recipe: RecipeFile = None,
     changes: Changes = None,
@@ -187,6 +188,7 @@ def finetune(
         "train.rung": train,
         "train.steps": steps,
         "train.batch_size": batch_size,
+        "data.skip_bad": skip_bad,
         "seed": seed,
     }
     settings = load_recipe(recipe, settings=changes, flags=flags)

@@ -25,6 +25,7 @@ NEEDED = {
     "transformers": ">=5.23,<6",
     "accelerate": "",
     "peft": "",
+    "datasets": ">=5",
     "safetensors": "",
     "huggingface_hub": ">=2",
     "pillow": "",

@@ -48,7 +48,8 @@ def evaluate(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     set_threads(run.threads)
     resolve(run)
     seed_everything(recipe.seed)
-    asked = questions(open_data(recipe.eval.data, rows=recipe.eval.limit), recipe.eval.limit)
+    rows = open_data(recipe.eval.data, rows=recipe.eval.limit, split=None, quiet=run.quiet)
+    asked = questions(rows, recipe.eval.limit)
     if recipe.eval.data == "demo":
         say("warning: demo is what models are trained on; --data demo:test is not", quiet=False)
     say(f"hashing and loading {model}", quiet=run.quiet)

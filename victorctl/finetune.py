@@ -13,7 +13,8 @@ import torch
 from transformers import PreTrainedModel
 
 from victorctl import checkpoint, folders, lineage, logs, plots, saving
-from victorctl.data.conversations import Rows, open_data
+from victorctl.data.mixtures import open_training
+from victorctl.data.rows import Rows
 from victorctl.distill import Distillation
 from victorctl.errors import VictorError
 from victorctl.loop import Training, dtype_of
@@ -138,7 +139,7 @@ def _output(model: Path, recipe: Recipe, run: Run) -> Path:
     if run.out is None:
         raise VictorError("finetune needs a folder to write", fix="add --out FOLDER")
     logs.check(run.log)
-    if recipe.data.train is None:
+    if recipe.data.train is None and not recipe.data.mix:
         raise VictorError("finetune needs data", fix="add --data demo, or --data FILE")
     out = run.out.expanduser().resolve()
     checkpoint.read_victor_config(model)
@@ -149,16 +150,12 @@ def _output(model: Path, recipe: Recipe, run: Run) -> Path:
 
 def _rows(recipe: Recipe, run: Run) -> Rows:
     """Open the data; without rows of text where only registers learn, which have no part in it."""
-    if recipe.data.train == "demo:test":
-        raise VictorError(
-            "demo:test holds the questions that models are measured with, not to be trained on",
-            fix="train on --data demo",
-        )
-    rows = open_data(recipe.data.train, rows=recipe.data.rows)
+    rows = open_training(recipe.data, seed=recipe.seed, quiet=run.quiet)
     pictured = rows.with_pictures() if recipe.train.keeps_base else rows
     if not pictured:
         raise VictorError(
-            f"{recipe.data.train}: no row shows a picture, so registers have nothing to learn from",
+            f"{recipe.data.train or 'data.mix'}: no row shows a picture, so registers have "
+            "nothing to learn from",
             fix="train on data with pictures, named under image or images",
         )
     if (size := recipe.train.batch_size) > len(pictured):

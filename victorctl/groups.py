@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from victorctl import recipes
-from victorctl.options import Json, ListFirst, Overwrite
+from victorctl.options import Json, ListFirst, Overwrite, named
 from victorctl.output import hint, rows, show
 
 recipes_app = typer.Typer(
@@ -58,4 +58,65 @@ def copy_recipe(
     show("recipes-copy", {"file": path}, as_json=json, following=hint("recipes", "keys", path))
 
 
-GROUPS = {"recipes": recipes_app}
+data_app = typer.Typer(
+    no_args_is_help=True,
+    help="Look at data before training on them.\n\nExample: victorctl data check demo:test",
+)
+
+Data = Annotated[
+    str,
+    typer.Argument(
+        help="`demo`, `demo:test`, a file, a folder, a Hub id, or a mixture in a YAML file.",
+        metavar="DATA",
+    ),
+]
+Reader = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Folder or Hub id of a model, whose chat template and tokens are used.",
+        metavar="SOURCE",
+        parser=named,
+    ),
+]
+
+
+@data_app.command("show")
+def show_data(
+    data: Data,
+    count: Annotated[int, typer.Option("-n", help="Rows to show.", min=1, metavar="N")] = 3,
+    model: Reader = None,
+    json: Json = False,
+) -> None:
+    """Show what a model will see of the first rows, and where the loss is.
+
+    Example: victorctl data show demo -n 2 --model demo
+    """
+    from victorctl.data.showing import show as look
+    from victorctl.data.showing import table
+
+    show("data-show", look(data, count, model=model), as_json=json, table=table)
+
+
+@data_app.command("check")
+def check_data(
+    data: Data,
+    rows: Annotated[
+        int | None,
+        typer.Option("--rows", help="Check only so many; all if not given.", min=1, metavar="N"),
+    ] = None,
+    model: Reader = None,
+    json: Json = False,
+) -> None:
+    """Count what data hold, decode every picture, and list what is bad.
+
+    Example: victorctl data check demo --rows 20
+    """
+    from victorctl.data.checking import check, demand, table
+
+    result = check(data, rows=rows, model=model)
+    show("data-check", result, as_json=json, table=table)
+    demand(result)
+
+
+GROUPS = {"data": data_app, "recipes": recipes_app}

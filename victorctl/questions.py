@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from victorctl.data import formats
 from victorctl.data.batches import join_images, pad, padding_token, prompts, to_model
 from victorctl.data.conversations import Conversation, Row
+from victorctl.data.records import Embedded
 from victorctl.features import see, take, taken
 
 
@@ -44,7 +45,11 @@ class Question:
     def pictures(self) -> Hashable:
         """What the question is about: equal for questions about the same pictures."""
         files = self.row.images
-        return files if files and all(isinstance(file, Path) for file in files) else self.row.id
+        return (
+            files
+            if files and all(isinstance(file, Path | Embedded) for file in files)
+            else self.row.id
+        )
 
     @property
     def length(self) -> int:

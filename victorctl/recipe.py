@@ -39,6 +39,7 @@ EXPECTED = {  # what pydantic found wrong, and what belongs there instead
     "bool_type": "true or false",
     "string_type": "text",
     "literal_error": "{expected}",
+    "dict_type": "data with their weights, such as {{a.json: 1, b.json: 2}}",
     "model_type": "a section with keys of its own",
 }
 

@@ -112,6 +112,8 @@ def _type(prop: Mapping[str, Any]) -> str:
     if "enum" in prop:
         return " | ".join(prop["enum"])
     words = {"integer": "whole number", "string": "text", "boolean": "true | false"}
+    if "additionalProperties" in prop:
+        return f"mapping of text to {_type(prop['additionalProperties'])}"
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     ranges = [f"{sign} {prop[limit]:g}" for limit, sign in signs.items() if limit in prop]
     return " ".join([words.get(prop["type"], prop["type"]), *ranges])

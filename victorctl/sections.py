@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 PROJECTOR = "+projector"  # what a rung's name ends in that trains the projector, too
 INTACT = ("registers", "deep", "register-lora")
@@ -223,17 +223,23 @@ class DataSection(Section):
     """What is trained on."""
 
     train: str | None = None
-    """Training data: `demo`, or a file."""
+    """Training data: `demo`, a file, a folder, or a Hub id with an optional `:split`."""
+
+    mix: dict[str, PositiveFloat] | None = None
+    """Several data where data.train is unset; a weight is how often rows come in an epoch."""
 
     rows: int | None = Field(None, ge=1)
-    """Use only the first so many rows; unset: all."""
+    """Use only the first so many rows, of each; of a Hub id hardly more are fetched. Unset: all."""
+
+    skip_bad: bool = False
+    """Open every picture first, and leave bad rows out; else a bad row is an error."""
 
 
 class EvalSection(Section):
     """How a model is measured."""
 
     data: str | None = None
-    """Data to measure on: `demo:test`, or a file."""
+    """Data to measure on: `demo:test`, a file, a folder, or a Hub id with a `:split`."""
 
     limit: int | None = Field(None, ge=1)
     """Ask only the first so many questions; unset: all."""

@@ -321,8 +321,8 @@ ANSWER = {"from": "gpt", "value": "A cat."}
             "pictures in the text: 0, in the row: 1",
         ),
         ({"conversations": [{"from": "bot", "value": "Hi"}]}, "unknown role 'bot'"),
-        ({"conversations": [{"role": "user", "content": "Hi"}]}, "a turn without 'from'"),
-        ({"conversations": ["Hi"]}, "a turn without 'from'"),
+        ({"conversations": [{"who": "user", "content": "Hi"}]}, "a turn without 'from' or 'role'"),
+        ({"conversations": ["Hi"]}, "a turn without 'from' or 'role'"),
         (
             {"messages": [{"role": "user", "content": [{"type": "video"}]}]},
             "content of type 'video'",
@@ -377,7 +377,7 @@ def test_data_that_does_not_exist_is_named_with_what_does(tmp_path, monkeypatch,
         open_data(spec)
     there = "not data that can be read" if spec == "data.txt" else "no such data"
     assert error.value.problem == f"{spec}: {there}"
-    assert error.value.fix == "use one of: demo, demo:test, a .json file, a .jsonl file"
+    assert error.value.fix.startswith("use one of: demo, demo:test, a file (.json, .jsonl, .csv")
 
 
 @pytest.mark.parametrize(

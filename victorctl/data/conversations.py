@@ -2,158 +2,215 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
-
-from victorctl import weights
-from victorctl.data import formats, scenes
+from victorctl.data import formats, records, scenes
+from victorctl.data.formats import BadRow
+from victorctl.data.records import Opened, Record, Spec
+from victorctl.data.rows import Conversation, Row, Rows, check_opens
 from victorctl.errors import VictorError
+from victorctl.runtime import progress, say
+from victorctl.sources import HUB_ID
 
+SHOWN = 5  # bad rows that an error lists
+MANY = 50_000  # rows that take seconds to read
 DEMO = {  # spec: split, scenes, questions about each
     "demo": ("train", 20_000, 8),
     "demo:test": ("test", 500, 4),
 }
 
 
-@dataclass(frozen=True)
-class Conversation:
-    """Turns in the form that chat templates take; the last one is an answer.
-
-    Args:
-        messages: `{"role": ..., "content": [{"type": "image"}, {"type": "text", "text": ...}]}`.
-        type: Kind of question; "all" where the data does not say.
-        accepted: Every right answer, where the data names several.
-        id: Its own name in the data; "" without one.
-    """
-
-    messages: tuple[formats.Message, ...]
-    type: str = "all"
-    accepted: tuple[str, ...] = ()
-    id: str = ""
-
-    @property
-    def question(self) -> str:
-        """Text of the turn before the last answer."""
-        return formats.text_of(self.messages[-2])
-
-    @property
-    def answers(self) -> tuple[str, ...]:
-        """Right answers to that question, at least one."""
-        return self.accepted or (formats.text_of(self.messages[-1]),)
-
-
-@dataclass(frozen=True)
-class Row:
-    """Pictures and the conversations that share them.
-
-    Args:
-        id: Name of the row in its data.
-        images: Files, pictures, or functions that draw one; none is opened before `pictures`.
-        conversations: Each shows all the pictures, in their order.
-    """
-
-    id: str
-    images: tuple[Path | Image.Image | Callable[[], Image.Image], ...]
-    conversations: tuple[Conversation, ...]
-
-    def pictures(self) -> list[Image.Image]:
-        """Open the pictures, upright and in RGB.
-
-        Raises:
-            VictorError: If a file is not a picture.
-        """
-        return [_open(image) for image in self.images]
-
-
-@dataclass(frozen=True)
-class Rows(Sequence[Row]):
-    """Rows that are made when they are asked for.
-
-    Args:
-        make: Makes one from its number.
-        size: How many there are.
-        conversations: How many all of them hold.
-        pictured: Numbers of those that have pictures; each of the others is one conversation.
-        sha256: Hash of the file that they are read from; "" if they are drawn.
-    """
-
-    make: Callable[[int], Row]
-    size: int
-    conversations: int
-    pictured: Sequence[int]
-    sha256: str
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        """Make one row, or the list of rows of a slice."""
-        place = range(self.size)[index]
-        return [self.make(i) for i in place] if isinstance(place, range) else self.make(place)
-
-    def with_pictures(self) -> "Rows":
-        """Leave out the rows of text."""
-        count = len(self.pictured)
-        return replace(
-            self,
-            make=lambda index: self.make(self.pictured[index]),
-            size=count,
-            conversations=self.conversations - (self.size - count),
-            pictured=range(count),
-        )
-
-
-def open_data(spec: str, *, rows: int | None = None) -> Rows:
+def open_data(
+    spec: str,
+    *,
+    rows: int | None = None,
+    split: str | None = "train",
+    skip_bad: bool = False,
+    quiet: bool = True,
+) -> Rows:
     """Open a data set; the form of every row is checked now, and that its pictures exist.
 
-    Rows of a file that show the same pictures become one, in the place of the first.
+    Rows that show the same files of pictures become one, in the place of the first.
 
     Args:
-        spec: "demo" (training scenes), "demo:test", or a .json or .jsonl file, whose picture
-            paths are relative to it.
+        spec: See `docs/data.md`: "demo" (training scenes), "demo:test", a file, a folder, or a Hub
+            id; of the latter two with an optional ":split".
         rows: Use only so many of the data, from the start; None for all.
+        split: Used where several are there and none is named; None: one must be named.
+        skip_bad: Leave bad rows out, also those whose pictures do not open.
+        quiet: Do not say what was recognised.
 
     Returns:
         Rows in the order of the data.
 
     Raises:
-        VictorError: If there is no such file, it is not JSON, or a row has no answer, not the
-            pictures that it shows, or an unknown form.
+        VictorError: If there are no such data, or one that cannot be read, or a row has no answer,
+            not the pictures that it shows, or an unknown form.
     """
     if spec in DEMO:
-        split, size, questions = DEMO[spec]
-        make = functools.partial(_scene_row, split=split, questions=questions)
-        size = len(range(size)[:rows])
-        return Rows(make, size, size * questions, range(size), "")
-    path = Path(spec).expanduser()
-    if not path.is_file() or path.suffix not in formats.FILES:
-        known = ", ".join([*DEMO, *(f"a {suffix} file" for suffix in formats.FILES)])
-        problem = "not data that can be read" if path.exists() else "no such data"
-        raise VictorError(f"{spec}: {problem}", fix=f"use one of: {known}")
-    records = list(itertools.islice(formats.FILES[path.suffix](path), rows))
-    if not records:
-        raise VictorError(f"{path}: holds no rows", fix="use a file with at least one")
+        return _demo(spec, rows)
+    opened = open_records(spec, rows, split)
+    scan = scan_records(opened, quiet=quiet)
+    if scan.problems and not skip_bad:
+        raise _bad(spec, scan.problems)
+    if skip_bad:
+        _leave_out_closed(opened, scan, quiet=quiet)
+    if not scan.groups:
+        raise _bad(spec, scan.problems)
+    form = f"{opened.form}: {scan.form}"
+    say(f"{spec}: {form}; {len(opened.records)} rows", quiet=quiet)
+    if scan.problems:
+        count = f"{len(scan.problems)} of {len(opened.records)} rows are bad and left out"
+        say(f"{count}:\n{first(scan.problems)}", quiet=quiet)
 
     def make(index: int) -> Row:
-        return _record_row(index, *records[index], path.parent)
+        return make_row(index, opened.records[index])
 
-    groups: dict[Hashable, list[int]] = {}  # pictures, or a text's own number: their records
-    for index, (place, _) in enumerate(records):
-        row = make(index)
-        _check_files(row, place)
-        groups.setdefault(row.images or index, []).append(index)
-    table = list(groups.values())
+    table = list(scan.groups.values())
     return Rows(
         lambda number: _join([make(i) for i in table[number]]),
         len(table),
-        len(records),
-        [number for number, shown in enumerate(groups) if not isinstance(shown, int)],
-        weights.sha256(path),
+        sum(map(len, table)),
+        [place for place, numbers in enumerate(table) if numbers[0] not in scan.texts],
+        scan.sha256,
+        form,
+        tuple(scan.problems),
     )
+
+
+def open_records(spec: str, rows: int | None, split: str | None) -> Opened:
+    """Find data by name, and recognise how they are stored.
+
+    Raises:
+        VictorError: If there are none of that name, or none that can be read, or they are empty.
+    """
+    path = Path(spec).expanduser()
+    name, colon, own = spec.rpartition(":")
+    if path.exists() or not colon:
+        name, own = spec, None
+    known = Spec(name, own, split)
+    if (path := Path(name).expanduser()).exists():
+        opened = records.open_path(path, known, rows)
+    elif _is_hub_id(name):
+        from victorctl.data.tables import open_hub
+
+        opened = open_hub(known, rows)
+    else:
+        raise VictorError(f"{spec}: no such data", fix=f"use one of: {records.TAKEN}")
+    if not opened.records:
+        raise VictorError(f"{spec}: holds no rows", fix="use data with at least one")
+    return opened
+
+
+def _is_hub_id(name: str) -> bool:
+    """Tell OWNER/NAME, with a configuration or not, from the name of a file."""
+    parts = name.split("/")
+    if len(parts) > 3 or Path(name).suffix in (*records.KNOWN, ".yaml", ".yml"):
+        return False
+    return HUB_ID.fullmatch("/".join(parts[:2])) is not None
+
+
+@dataclass
+class Scan:
+    """What a look at every record found.
+
+    Args:
+        groups: Numbers of good records by their files of pictures, else by their own number.
+        texts: Numbers of those without pictures.
+        problems: Of bad ones.
+        sha256: See `Rows`.
+        form: Of the rows, in words.
+    """
+
+    groups: dict[Hashable, list[int]] = field(default_factory=dict)
+    texts: set[int] = field(default_factory=set)
+    problems: list[BadRow] = field(default_factory=list)
+    sha256: str = ""
+    form: str = ""
+
+    def add(self, index: int, row: Row) -> None:
+        """Keep a good record; only files can be known to be the same without opening them."""
+        files = all(isinstance(image, Path) for image in row.images)
+        self.groups.setdefault(row.images if row.images and files else index, []).append(index)
+        if not row.images:
+            self.texts.add(index)
+
+
+def scan_records(opened: Opened, *, quiet: bool = True) -> Scan:
+    """Look at every record once, its pictures closed: which are good, and which belong together.
+
+    Args:
+        opened: The data.
+        quiet: Show no progress; of few rows, none is shown anyway.
+    """
+    scan, count = Scan(), len(opened.records)
+    with progress("reading rows", count, quiet=quiet or count < MANY) as bar:
+
+        def look(index: int, record: Record) -> Any:
+            try:
+                row = make_row(index, record)
+                check_files(row, record.place)
+            except BadRow as error:
+                scan.problems.append(error)
+            else:
+                scan.form = scan.form or formats.form(record.value).name
+                scan.add(index, row)
+            bar.advance()
+            return record.value
+
+        values = itertools.starmap(look, enumerate(opened.records))
+        if opened.sealed:
+            deque(values, maxlen=0)
+            scan.sha256 = opened.sha256
+        else:
+            scan.sha256 = records.hash_of(itertools.chain([opened.sha256], values))
+    return scan
+
+
+def make_row(index: int, record: Record) -> Row:
+    """Make a row of a record.
+
+    Raises:
+        BadRow: If that cannot be done.
+    """
+    if isinstance(record.value, BadRow):  # it could not even be read
+        raise record.value
+    try:
+        files = formats.pictures(record.value)
+        messages = formats.messages(record.value, len(files))
+        accepted = formats.answers(record.value)
+    except BadRow as error:
+        raise error.at(record.place) from None
+    value = record.value
+    names = (value.get(key) for key in ("id", "question_id"))
+    name = next((name for name in names if name is not None), index)
+    type_ = value.get("type") or value.get("category") or "all"
+    conversation = Conversation(messages, str(type_), accepted, str(name))
+    images = (record.folder / file if isinstance(file, str) else file for file in files)
+    return Row(str(name), tuple(images), (conversation,))
+
+
+def check_files(row: Row, place: str) -> None:
+    """Check that a row's pictures exist.
+
+    Raises:
+        BadRow: If a file does not.
+    """
+    for file in row.images:
+        if isinstance(file, Path) and not file.is_file():
+            fix = "correct the path; it is relative to the data file"
+            raise BadRow("missing", f"no such picture: {file}", fix=fix, place=place)
+
+
+def _demo(spec: str, rows: int | None) -> Rows:
+    split, size, questions = DEMO[spec]
+    make = functools.partial(_scene_row, split=split, questions=questions)
+    size = len(range(size)[:rows])
+    return Rows(make, size, size * questions, range(size), "", "drawn scenes with questions")
 
 
 def _scene_row(number: int, *, split: str, questions: int) -> Row:
@@ -165,19 +222,6 @@ def _scene_row(number: int, *, split: str, questions: int) -> Row:
     return Row(f"{split}-{number}", (scene.picture,), conversations)
 
 
-def _record_row(index: int, place: str, record: Any, folder: Path) -> Row:
-    try:
-        files = _files(record)
-        messages = formats.messages(record, len(files))
-    except VictorError as error:
-        raise VictorError(f"{place}: {error.problem}", fix=error.fix) from None
-    name = next((record[key] for key in ("id", "question_id") if key in record), index)
-    type_ = record.get("type") or record.get("category") or "all"
-    accepted = tuple(str(answer) for answer in formats.listed(record.get("answers")))
-    conversation = Conversation(messages, str(type_), accepted, str(name))
-    return Row(str(name), tuple(folder / file for file in files), (conversation,))
-
-
 def _join(rows: Sequence[Row]) -> Row:
     """Make one row of those about the same pictures; names that do not tell them apart are lost."""
     said = [conversation for row in rows for conversation in row.conversations]
@@ -186,31 +230,29 @@ def _join(rows: Sequence[Row]) -> Row:
     return replace(rows[0], conversations=tuple(said))
 
 
-def _files(record: Any) -> list[str]:
-    """List the picture files of a record; none makes it a row of text."""
-    found = (record.get("images") or record.get("image")) if isinstance(record, dict) else None
-    files = formats.listed(found)
-    if not all(isinstance(file, str) for file in files):
-        raise VictorError(f"not a list of picture files: {found!r}", fix="name files as text")
-    return files
+def _leave_out_closed(opened: Opened, scan: Scan, *, quiet: bool) -> None:
+    """Turn records whose pictures do not open into problems."""
+    with progress("checking pictures", len(scan.groups), quiet=quiet) as bar:
+        for key, numbers in list(scan.groups.items()):
+            try:
+                for image in make_row(numbers[0], opened.records[numbers[0]]).images:
+                    check_opens(image)
+            except BadRow as error:
+                del scan.groups[key]
+                scan.problems += [error.at(opened.records[number].place) for number in numbers]
+            bar.advance()
 
 
-def _check_files(row: Row, place: str) -> None:
-    for file in row.images:
-        if not file.is_file():
-            fix = "correct the path; it is relative to the data file"
-            raise VictorError(f"{place}: no such picture: {file}", fix=fix)
+def first(problems: Sequence[BadRow], count: int = SHOWN) -> str:
+    """List the first bad rows, and say how many more there are."""
+    lines = [f"{one.problem}" for one in problems[:count]]
+    more = len(problems) - count
+    return "\n".join([*lines, *([f"and {more} more"] if more > 0 else [])])
 
 
-def _open(image: Path | Image.Image | Callable[[], Image.Image]) -> Image.Image:
-    if not isinstance(image, Path):
-        return (image() if callable(image) else image).convert("RGB")
-    try:
-        with Image.open(image) as picture:
-            return ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        fix = (
-            "replace the file with a picture, or remove its row; with rows removed, an interrupted "
-            "finetune cannot go on: start it again with --overwrite"
-        )
-        raise VictorError(f"{image}: not a readable picture: {error}", fix=fix) from error
+def _bad(spec: str, problems: Sequence[BadRow]) -> VictorError:
+    fix = (
+        f"{problems[0].fix}; victorctl data check {spec} lists what is bad, and finetune "
+        "--skip-bad leaves it out"
+    )
+    return VictorError(first(problems), fix=fix)
