@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from victorctl import cost
 from victorctl.cost import Shape
 
-SINGLE = 4  # bytes of a number in float32
+SINGLE, LONG = 4, 8  # bytes of a number in float32, and of an index
 STATE = 3 * SINGLE  # bytes beside each trained parameter: its gradient and two moments
 FLASH_BACKWARD = 2.5  # products of attention's backward, of its forward: the scores come again
 FIXED = 1.5 * 2**30  # bytes that CUDA, its libraries and their workspaces take
@@ -67,9 +67,9 @@ class Method:
         adapted: Layers with low-rank updates.
         trained: Parameters that are trained, all of them.
         parameters: Of the whole model.
-        in_layers: Parameters of the language model's layers, in matrices.
         stored: Bytes of a number of the weights that are not trained.
         computed: Bytes of a number of the arithmetic.
+        autocast: The arithmetic has another number format than the weights.
         projector: The projector is trained, too.
         checkpointing: The student's layers are computed again instead of keeping what they made.
         teacher: `none`, `cached` (known from before) or `live`.
@@ -85,6 +85,7 @@ class Method:
     parameters: int
     stored: int
     computed: int
+    autocast: bool = False
     projector: bool = False
     checkpointing: bool = False
     teacher: str = "live"
@@ -180,11 +181,7 @@ def step_flops(shape: Shape, method: Method, load: Load) -> float:
 
 
 def _forward(shape: Shape, method: Method, reading: Reading) -> float:
-    return (
-        _linear(shape, reading)
-        + _attention(shape, reading)
-        + _updates(shape, method, reading)
-    )
+    return _linear(shape, reading) + _attention(shape, reading) + _updates(shape, method, reading)
 
 
 def _backward(shape: Shape, method: Method, reading: Reading) -> float:
@@ -251,8 +248,9 @@ def saved_bytes(shape: Shape, method: Method, load: Load) -> float:
     else:
         kept = sum(each.layers * _in_layer(shape, method, each) for each in readings)
         kept += sum(each.adapted * _casts(shape, method) for each in suffix)
-    final = SINGLE * shape.hidden * suffix[1].positions
+    final = (SINGLE + 2 * LONG) * shape.hidden * suffix[1].positions
     losses = 2 if method.has_distill else 1
+    kept += _copies(shape, method)
     return kept + final + losses * SINGLE * shape.vocab * load.answers
 
 
@@ -260,7 +258,8 @@ def _in_layer(shape: Shape, method: Method, reading: Reading) -> float:
     """Count what one layer keeps."""
     c, d, queries = method.computed, shape.hidden, shape.queries
     norms = 2 * SINGLE * (d + 1)
-    attention = 2 * c * queries + SINGLE * shape.heads + c * reading.keys  # the mask, too
+    attention = 2 * c * queries + SINGLE * shape.heads
+    attention += c * reading.keys * (reading.keys > reading.tokens)  # the mask, where there is one
     mlp = (3 if shape.gated else 2) * c * shape.mlp
     each = norms + attention + mlp + _for_weights(shape, method, reading)
     keys = 2 * c * queries * reading.sequences * reading.keys
@@ -272,30 +271,50 @@ def _for_weights(shape: Shape, method: Method, reading: Reading) -> float:
     """Count what a layer keeps of a position for the gradients of its weights."""
     c, d = method.computed, shape.hidden
     if method.rung == "full":
-        inputs = 2 * c * d if c == SINGLE else (3 + shape.mlp_matrices - 1) * c * d
+        inputs = 2 * c * d if c == SINGLE else (2 + shape.mlp_matrices) * c * d
         return 2 * SINGLE * d + inputs + c * shape.mlp
     if not method.low_rank:
         return 0
     share = reading.adapted / reading.layers if reading.layers else 0
+    own = c if method.autocast else SINGLE
     if c == SINGLE:
         inputs = c * (2 * d + shape.mlp)
-    else:  # peft casts the input of every Linear to float32
-        inputs = SINGLE * ((3 + shape.mlp_matrices - 1) * d + shape.queries + shape.mlp)
-    return share * (inputs + SINGLE * method.rank * (4 + shape.mlp_matrices))
+    else:  # peft casts the input of every Linear to float32, and autocast back
+        inputs = own * ((2 + shape.mlp_matrices) * d + shape.queries + shape.mlp)
+    return share * (inputs + own * method.rank * (4 + shape.mlp_matrices))
 
 
 def _at_registers(shape: Shape, method: Method, reading: Reading) -> float:
     """Count what updates at registers keep in one layer."""
     if method.rung != "register-lora" or reading.keys == reading.tokens or not reading.layers:
         return 0
-    inputs = (3 + shape.mlp_matrices - 1) * shape.hidden + shape.queries + shape.mlp
     low = method.rank * (4 + shape.mlp_matrices)
     rows = reading.sequences * method.registers
-    return rows * method.computed * (inputs + low) * reading.adapted / reading.layers
+    return rows * method.computed * (_ends(shape) + low) * reading.adapted / reading.layers
 
 
 def _casts(shape: Shape, method: Method) -> float:
     """Count a layer's updates at registers in the number format of the arithmetic."""
     if method.rung != "register-lora" or method.computed == SINGLE:
         return 0
-    return method.computed * cost.adapter_flops(shape, 1, rank=method.rank, layers=1) / 2
+    return method.computed * method.rank * _ends(shape)
+
+
+def _copies(shape: Shape, method: Method) -> int:
+    """Count matrices in the number format of the arithmetic, where autocast makes them.
+
+    Those that are trained are made once in a step, others once for every reading.
+    """
+    updates = method.trained if method.autocast and method.low_rank else 0
+    stored = SINGLE if method.rung == "full" else method.stored
+    if stored == method.computed:
+        return method.computed * updates
+    linear = _linear(shape, Reading(shape.layers, 1, 1, 1)) // 2
+    readings = 2 if method.everywhere and method.rung != "full" else 1
+    return method.computed * (readings * linear + shape.hidden * shape.vocab + updates)
+
+
+def _ends(shape: Shape) -> int:
+    """Add up how wide a layer's Linears are at both ends."""
+    attention = 2 * (shape.hidden + shape.queries) + 2 * (shape.hidden + shape.keys)
+    return attention + shape.mlp_matrices * (shape.hidden + shape.mlp)
