@@ -17,9 +17,9 @@ from victorctl.collation import collate
 from victorctl.data.batches import IGNORED, encode, join_images
 from victorctl.data.conversations import Row
 from victorctl.distill import Distillation, Targets, divergence, unlikeness
+from victorctl.rungs import choose_parameters
 from victorctl.sections import TrainSection
 from victorctl.teacher import TeacherCache
-from victorctl.training import choose_parameters
 
 ROWS = [*tiny_rows(3, questions=2), *tiny_rows(2, questions=1, images=(2, 3))]
 SETTINGS = {"cross_entropy": 0.7, "distill": 0.9, "temperature": 2.0, "top_k": 10_000}

@@ -20,8 +20,8 @@ from victorctl.data.batches import encode
 from victorctl.distill import Distillation
 from victorctl.families import FAMILIES
 from victorctl.questions import prepare, questions
+from victorctl.rungs import choose_parameters
 from victorctl.sections import TrainSection
-from victorctl.training import choose_parameters
 
 SIZES = ((32, 32), (70, 40), (30, 90))  # width and height, in turn
 

@@ -9,8 +9,9 @@ import pytest
 from tests.victor_models import victor_llava
 from victorctl.data.conversations import open_data
 from victorctl.errors import VictorError
+from victorctl.rungs import choose_parameters, make_optimizer
 from victorctl.sections import TrainSection
-from victorctl.training import Plan, choose_parameters, learning_rate, make_optimizer
+from victorctl.training import Plan, learning_rate
 
 
 def test_a_plan_sees_every_row_once_an_epoch_in_an_order_of_its_own():

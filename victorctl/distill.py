@@ -2,7 +2,7 @@
 
 Up to the end of a row's first picture nothing depends on the registers, which come later. That
 prefix is run once for all questions about the picture, for student and teacher alike, and without
-gradient unless the layers themselves are trained.
+gradient unless the base's weights are trained. A row of text has an empty prefix.
 
 Shapes: r rows, s questions (all rows together), p tokens in a prefix, t tokens after it, a answer
 positions and x text tokens (all questions together), v vocabulary, c classes kept of the teacher.
@@ -13,18 +13,21 @@ Source: Hinton et al. 2015, arXiv 1503.02531 (distillation); Romero et al. 2014,
 
 import copy
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
+from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from victorctl.collation import Batch
+from victorctl.errors import VictorError
 from victorctl.features import see, take
 from victorctl.modeling_victor import (
     Images,
@@ -103,22 +106,23 @@ class Distillation(nn.Module):
         super().__init__()
         self.model, self.settings, self.known = model, settings, known
         self.text = model.get_decoder()
+        self.text.training = True  # in batches without a picture, all has a gradient, of zero
         self.lora = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
-    def forward(self, batch: Batch) -> Losses:
+    def forward(self, batch: Batch, whole: Tensor | None = None) -> Losses:
         """Compute the losses of a batch, which lies on the model's device.
+
+        Args:
+            batch: All that a step sees, or a part of it.
+            whole: What `sizes` says of all parts together; losses are then this part's share.
 
         Raises:
             ValueError: For what the model's own forward refuses.
+            VictorError: If the teacher is not what it was, and an answer of it was not kept.
         """
         features = self._features(batch)
         lesson = self._lesson(batch, features)
-        with torch.set_grad_enabled(bool(self.lora) and torch.is_grad_enabled()):
-            early = lesson.early
-            if early is None or self.lora:
-                early = self._early(batch, features)
-            cache = self._student_prefix(early)
-        output = self._read_suffix(batch, features, cache)
+        output = self._read(batch, features, lesson.early)
         logits = self.model.lm_head(output.last_hidden_state[batch.asked]).float()  # [a, v]
         cross_entropy = functional.cross_entropy(logits, batch.answers)
         distill = hidden = logits.new_zeros(())
@@ -128,29 +132,48 @@ class Distillation(nn.Module):
             distill = divergence(logits, targets, settings.temperature)
         if settings.hidden > 0:
             hidden = unlikeness(self._late_states(batch, output), lesson.states)
+        if whole is not None:
+            answers, words = self.sizes(batch) / whole
+            cross_entropy, distill = answers * cross_entropy, answers * distill
+            hidden = words * hidden
         total = settings.cross_entropy * cross_entropy
         total = total + settings.distill * distill + settings.hidden * hidden
         return Losses(total, cross_entropy, distill, hidden)
 
-    def _lesson(self, batch: Batch, features: Features) -> Lesson:
-        """Look up what the teacher said before, or else ask it."""
+    def sizes(self, batch: Batch) -> Tensor:
+        """Count what losses are means over: answer positions, and text tokens [2]."""
+        return torch.stack([batch.asked.sum(), self._words(batch).sum()]).double()
+
+    @torch.no_grad()
+    def ask(self, batch: Batch) -> None:
+        """Let the teacher answer a batch that it has not answered before; nothing is learned."""
+        self._lesson(batch, self._features(batch), moved=False)
+
+    def _lesson(self, batch: Batch, features: Features, *, moved: bool | None = None) -> Lesson:
+        """Look up what the teacher said before, or else ask it, unless it has moved since."""
         if not self.settings.has_teacher:
             return Lesson()
         targets = self.known.find(batch.keys) if self.known else None
         if targets is not None:
             return Lesson(targets)
+        if self.settings.moves_teacher if moved is None else moved:
+            raise VictorError(
+                f"{self.known.folder}: predictions of the unconverted model are gone from there",
+                fix="let nothing remove them while training is under way; go on with --resume",
+            )
         lesson = self._teach(batch, features)
         if self.known:
             targets = self.known.add(batch.keys, batch.counts, lesson.targets)
             lesson = lesson._replace(targets=targets)
         return lesson
 
-    @torch.no_grad()
     def _features(self, batch: Batch) -> Features:
         """Run tower and projector, and say which of the features stand in prefixes."""
-        return share_out(
-            see(self.model, batch.images).pooler_output, batch, self.model.config.image_token_id
-        )
+        if not batch.images:
+            return Features([], [])
+        with torch.set_grad_enabled(self.settings.with_projector and torch.is_grad_enabled()):
+            seen = see(self.model, batch.images).pooler_output
+        return share_out(seen, batch, self.model.config.image_token_id)
 
     def _embed(self, ids: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Embed tokens, features at the placeholders; the second result marks those."""
@@ -173,6 +196,21 @@ class Distillation(nn.Module):
         output = self.text.run_slice(0, self.text.victor.drop_layer, embeddings, tokens, cache)
         return Early(output.last_hidden_state, tokens, cache)
 
+    def _read(
+        self, batch: Batch, features: Features, early: Early | None
+    ) -> BaseModelOutputWithPast:
+        """Let the student read a batch; `early` is what the teacher has read of it, if it has."""
+        cache = VictorCache(self.text.config)
+        apart = torch.is_grad_enabled() and not self.settings.keeps_base
+        with self._remembering_little():
+            if batch.prefix.shape[1]:
+                with torch.set_grad_enabled(apart):
+                    if early is None or apart:
+                        early = self._early(batch, features)
+                    cache = self._student_prefix(early)
+                cache.batch_select_indices(batch.row)
+            return self._read_suffix(batch, features, cache)
+
     def _student_prefix(self, early: Early) -> VictorCache:
         """Take the text before the picture through the late layers; visual tokens end here."""
         cache, k = early.cache, self.text.victor.drop_layer
@@ -187,9 +225,8 @@ class Distillation(nn.Module):
         self, batch: Batch, features: Features, cache: VictorCache
     ) -> BaseModelOutputWithPast:
         """Read registers and questions after the prefix; states are [s, t, d]."""
-        cache.batch_select_indices(batch.row)
         embeddings, visual = self._embed(batch.suffix, features.later)
-        opening = torch.arange(len(batch.row), device=visual.device)
+        opening = batch.prefix_mask.any(dim=1)[batch.row].nonzero().squeeze(1)
         images = Images(visual, opening, torch.full_like(opening, -1))
         if features.later:
             later = self.model.model.find_images(batch.suffix, {"image": features.later})
@@ -203,7 +240,7 @@ class Distillation(nn.Module):
             inputs_embeds=embeddings,
             attention_mask=batch.suffix_mask,
             past_key_values=cache,
-            images=images,
+            images=images if len(images.row) else None,
             use_cache=True,
             output_hidden_states=self._matched(),
         )
@@ -218,25 +255,34 @@ class Distillation(nn.Module):
 
         All of the text and not its answers alone: answers read the keys and values of questions.
         """
-        text = batch.suffix_mask.bool() & (batch.suffix != self.model.config.image_token_id)
+        text = self._words(batch)
         return torch.stack([state[text] for state in output.hidden_states if state is not None])
+
+    def _words(self, batch: Batch) -> Tensor:
+        """Mark the text after the first picture [s, t]."""
+        return batch.suffix_mask.bool() & (batch.suffix != self.model.config.image_token_id)
 
     @torch.no_grad()
     def _teach(self, batch: Batch, features: Features) -> Lesson:
         """Let the unconverted model answer, every layer seeing every visual token."""
         k, layers = self.text.victor.drop_layer, len(self.text.layers)
         with self._untouched(), self.model.registers_off():
-            early = self._early(batch, features)
-            cache, tokens = early.share(), early.tokens
-            self.text.run_slice(k, layers, early.hidden, tokens, cache)
-            cache.record(early.hidden.shape[1], [tokens.valid, tokens.valid], tokens.position)
-            cache.batch_select_indices(batch.row)
+            early, cache = None, VictorCache(self.text.config)
+            if batch.prefix.shape[1]:
+                early = self._early(batch, features)
+                cache, tokens = early.share(), early.tokens
+                self.text.run_slice(k, layers, early.hidden, tokens, cache)
+                cache.record(early.hidden.shape[1], [tokens.valid, tokens.valid], tokens.position)
+                cache.batch_select_indices(batch.row)
             embeddings, _ = self._embed(batch.suffix, features.later)
             valid = batch.suffix_mask.bool()
+            start = valid.new_zeros(len(valid), dtype=torch.long)
+            if cache.next_position is not None:
+                start = cache.next_position
             output = self.text(
                 inputs_embeds=embeddings,
                 attention_mask=cache.mask(0, valid),
-                position_ids=next_positions(cache.next_position, valid),
+                position_ids=next_positions(start, valid),
                 past_key_values=cache,
                 use_cache=True,
                 output_hidden_states=self._matched(),
@@ -248,6 +294,19 @@ class Distillation(nn.Module):
         return Lesson(Targets(best.indices, best.values), states, early)
 
     @contextmanager
+    def _remembering_little(self) -> Iterator[None]:
+        """Keep only what enters the layers for the backward pass, if the recipe says so."""
+        layers = self.text.layers if self.settings.checkpointing else []
+        run = self.text.victor.keep_gates(partial(checkpoint, use_reentrant=False))
+        for number, layer in enumerate(layers):
+            layer.forward = partial(_again, run, layer.forward, number)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.forward
+
+    @contextmanager
     def _untouched(self) -> Iterator[None]:
         """Switch merged-to-be updates off for a while."""
         for module in self.lora:
@@ -257,6 +316,31 @@ class Distillation(nn.Module):
         finally:
             for module in self.lora:
                 module.enable_adapters(enabled=True)
+
+
+def _again(
+    run: Callable[..., Any], forward: Callable[..., Any], number: int, *given: Any, **named: Any
+) -> Tensor:
+    """Run a layer so that its inner states are computed once more for the backward pass.
+
+    The keys and values that it had before are put back for that.
+
+    Args:
+        run: Torch's function for it.
+        forward: The layer's own.
+        number: The layer's.
+        given: What the layer is given, as all that follows.
+        named: By name; the cache is one of them.
+    """
+    (window,) = (value for value in named.values() if isinstance(value, DynamicCache))
+    own = getattr(window, "cache", window).layers[number]
+    before = copy.copy(vars(own))
+
+    def compute(*inputs: Any, **others: Any) -> Tensor:
+        vars(own).update(before)
+        return forward(*inputs, **others)
+
+    return run(compute, *given, **named)
 
 
 def divergence(logits: Tensor, targets: Targets, temperature: float) -> Tensor:

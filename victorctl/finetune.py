@@ -21,9 +21,10 @@ from victorctl.distill import Distillation
 from victorctl.errors import VictorError
 from victorctl.recipe import Recipe, Run
 from victorctl.resuming import State, finish_the_step
+from victorctl.rungs import choose_parameters, make_optimizer
 from victorctl.runtime import progress, say, seed_everything, set_threads
 from victorctl.teacher import TeacherCache
-from victorctl.training import Plan, batches, choose_parameters, learning_rate, make_optimizer
+from victorctl.training import Plan, batches, learning_rate
 
 Log = list[dict[str, float]]
 BYTES_OF_STATE = 12  # of a checkpoint, for each parameter: itself and two moments, in float32
@@ -82,7 +83,7 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         "train": train.rung,
         "steps": train.steps,
         "trainable_parameters": sum(value.numel() for value in parameters.values()),
-        "base_intact": train.rung != "lora" and intact,
+        "base_intact": train.keeps_base and intact,
     }
     folders.check_space(out, _bytes(model, out, network, state, result["trainable_parameters"]))
     if run.dry_run:
@@ -237,7 +238,7 @@ def _circumstances(network: PreTrainedModel, rows: Rows) -> dict[str, Any]:
 
 def _dtype(network: PreTrainedModel) -> str:
     """Name the number format of the weights, "auto" resolved; what is trained is in float32."""
-    return str(network.lm_head.weight.dtype).removeprefix("torch.")
+    return str(network.config.dtype).removeprefix("torch.")
 
 
 def _train(training: Training, run: Run) -> Log:

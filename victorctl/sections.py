@@ -4,6 +4,24 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+PROJECTOR = "+projector"  # what a rung's name ends in that trains the projector, too
+INTACT = ("registers", "deep", "register-lora")
+MERGED = ("lora-early", "lora")  # updates at every position, which become part of the weights
+Rung = Literal[
+    "registers",
+    "registers+projector",
+    "deep",
+    "deep+projector",
+    "register-lora",
+    "register-lora+projector",
+    "lora-early",
+    "lora-early+projector",
+    "lora",
+    "lora+projector",
+    "full",
+    "full+projector",
+]
+
 
 class Section(BaseModel):
     """Settings that stand together: frozen, and closed to unknown keys."""
@@ -62,17 +80,23 @@ class ConvertSection(Section):
 class TrainSection(Section):
     """How registers are trained."""
 
-    rung: Literal["registers", "deep", "register-lora", "lora"] = "register-lora"
-    """Trained: registers; offsets too; or low-rank updates too, at registers or everywhere."""
+    rung: Rung = "register-lora"
+    """Trained, from little to much; all train the registers, and with +projector that, too."""
 
     layers: Literal["early", "all"] = "all"
-    """Language-model layers that get low-rank updates: those that see visual tokens, or all."""
+    """Layers that register-lora updates: those that see visual tokens, or all."""
 
     rank: int = Field(32, ge=1)
     """Rank of the low-rank updates."""
 
     alpha: float | None = Field(None, gt=0)
     """Updates are scaled by alpha / rank; unset: as large as the rank."""
+
+    dora: bool = False
+    """Learn the lengths of a weight's columns apart, in lora-early and lora (DoRA)."""
+
+    rslora: bool = False
+    """Scale by alpha over the root of the rank, in lora-early and lora (rsLoRA)."""
 
     elastic: bool = False
     """Draw how many registers are in use anew for each step, so that any number serves later."""
@@ -86,11 +110,20 @@ class TrainSection(Section):
     questions: int = Field(4, ge=1)
     """Questions asked about each picture of a step, at most."""
 
+    accumulate: int = Field(1, ge=1)
+    """Parts in which a step's pictures are gone through one after another, to save memory."""
+
+    checkpointing: bool = False
+    """Compute the layers' inner states once more in the backward pass, to save memory."""
+
     learning_rate: float = Field(2e-3, gt=0)
-    """Highest learning rate."""
+    """Highest learning rate of low-rank updates, and of all that has none of its own."""
 
     register_learning_rate: float | None = Field(None, gt=0)
-    """Highest learning rate of registers and their offsets; unset: the same."""
+    """Highest learning rate of registers and their offsets; unset: train.learning_rate."""
+
+    base_learning_rate: float = Field(2e-5, gt=0)
+    """Highest learning rate of the base's own weights, in full and +projector."""
 
     warmup: float = Field(0.03, ge=0, le=1)
     """Share of the steps in which the learning rate rises."""
@@ -132,6 +165,50 @@ class TrainSection(Section):
                 "cross_entropy, distill and hidden are all 0, so there is nothing to learn"
             )
         return self
+
+    @model_validator(mode="after")
+    def _options_have_an_effect(self) -> Self:
+        if self.kind not in MERGED and (self.dora or self.rslora):
+            raise ValueError("dora and rslora are for the rungs lora-early and lora")
+        if self.kind in MERGED and self.layers == "early":
+            raise ValueError(
+                "layers is for register-lora; the rung lora-early updates early layers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_teacher_can_be_asked(self) -> Self:
+        if self.moves_teacher and self.hidden > 0:
+            raise ValueError(
+                f"{self.rung} changes the model that hidden states would be matched with: set "
+                "hidden to 0"
+            )
+        if self.moves_teacher and self.distill > 0 and not self.teacher_cache:
+            raise ValueError(
+                f"{self.rung} changes the model that distillation asks, so its predictions must be "
+                "kept: set teacher_cache to true, or distill to 0"
+            )
+        return self
+
+    @property
+    def kind(self) -> str:
+        """The rung, whether or not the projector is trained, too."""
+        return self.rung.removesuffix(PROJECTOR)
+
+    @property
+    def with_projector(self) -> bool:
+        """Whether the projector is trained."""
+        return self.rung.endswith(PROJECTOR)
+
+    @property
+    def keeps_base(self) -> bool:
+        """Whether the base's weights stay, and so all states up to the first registers."""
+        return self.kind in INTACT and not self.with_projector
+
+    @property
+    def moves_teacher(self) -> bool:
+        """Whether the unconverted model cannot be had any more from the weights in training."""
+        return self.kind == "full" or self.with_projector
 
     @property
     def has_teacher(self) -> bool:
