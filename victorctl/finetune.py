@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
-from victorctl import checkpoint, folders, lineage, plots, saving
+from victorctl import checkpoint, folders, foresight, lineage, plots, saving
 from victorctl.collation import Batch
 from victorctl.data.conversations import Rows, open_data
 from victorctl.distill import Distillation
@@ -87,7 +87,8 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     }
     folders.check_space(out, _bytes(model, out, network, state, result["trainable_parameters"]))
     if run.dry_run:
-        return result
+        plan = Plan(rows, train, recipe.seed)
+        return result | {"estimate": foresight.of_run(network, parameters, plan, processor)}
     parent = lineage.weights_sha256(model, base)
     if train.has_teacher and not intact:
         say(

@@ -14,7 +14,7 @@ from victorctl.estimate import (
     suffix_readings,
 )
 
-SINGLE, LONG = 4, 8  # bytes of a number in float32, and of an index
+HALF, SINGLE, LONG = 2, 4, 8  # bytes of a number in bfloat16 and float32, and of an index
 STATE = 3 * SINGLE  # bytes beside each trained parameter: its gradient and two moments
 FIXED = int(1.5 * 2**30)  # bytes that CUDA, its libraries and their workspaces take
 SPARE = 0.1  # share of what a step needs beside the weights that is lost between its blocks

@@ -62,6 +62,12 @@ def tables(result: Mapping[str, Any]) -> RenderableType:
     return Group(made[0], *(part for table in made[1:] for part in ("", table)))
 
 
+def sheet(result: Mapping[str, Any]) -> RenderableType:
+    """Summarise, and put a table of every list of rows below it, wherever it stands."""
+    plain, found = _apart(result)
+    return Group(summary(plain), *(part for table in found for part in ("", rows({"": table}))))
+
+
 def hint(*words: str | Path | None, dry_run: bool = False) -> str:
     """Write the next command as it is typed; None stands for data that only the user knows."""
     if dry_run:
@@ -101,6 +107,20 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _apart(result: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    """Take lists of rows out of a result."""
+    plain, found = {}, []
+    for key, value in result.items():
+        if isinstance(value, Mapping):
+            plain[key], inner = _apart(value)
+            found += inner
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            found.append(value)
+        else:
+            plain[key] = value
+    return plain, found
 
 
 def _flat(result: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, list[Text]]]:
