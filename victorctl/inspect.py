@@ -9,6 +9,7 @@ from PIL import Image
 
 from victorctl import cost, foresight, weights
 from victorctl.checkpoint import (
+    PICKLES,
     check_plain,
     has_processor,
     load_config,
@@ -29,7 +30,7 @@ from victorctl.lineage import read_lineage
 from victorctl.modeling_victor import WEIGHTS
 from victorctl.recipe import Recipe
 from victorctl.sections import ConvertSection, VictorSection
-from victorctl.sources import Source, open_source
+from victorctl.sources import BASE_INDEX, Source, open_source
 
 PICTURE = 480, 640  # height and width of most pictures in COCO
 TEXT = 64  # tokens of the prompt beside the picture, in the estimate
@@ -135,6 +136,9 @@ def _count_numbers(source: Source) -> Counter[str]:
     if not source.is_here:
         return _count_on_hub(source)
     numbers: Counter[str] = Counter()
+    kinds = {".safetensors", *PICKLES}
+    if not any(path.suffix in kinds or path.name == BASE_INDEX for path in source.folder.iterdir()):
+        return numbers  # a configuration by itself, or with a tokenizer
     for file in weight_files(source.folder):
         for entry in weights.read_entries(file):
             numbers[weights.NAMES.get(entry.dtype, entry.dtype)] += entry.count

@@ -123,17 +123,22 @@ def _apart(result: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     return plain, found
 
 
-def _flat(result: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, list[Text]]]:
-    """List the keys, indented, and what each says: a line for a number, one for every sentence."""
+def _flat(
+    result: Mapping[str, Any], indent: str = "", unit: str = ""
+) -> Iterator[tuple[str, list[Text]]]:
+    """List the keys, indented, and what each says: a line for a number, one for every sentence.
+
+    Numbers below a key that ends in "bytes" are bytes.
+    """
     for key, value in result.items():
         if isinstance(value, Mapping) and value:
             yield indent + key, []
-            yield from _flat(value, indent + GAP)
+            yield from _flat(value, indent + GAP, key if key.endswith("bytes") else "")
         elif isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
             if value:
                 yield indent + key, [Text(each) for each in value]
         else:
-            yield indent + key, [_text(key, value)]
+            yield indent + key, [_text(unit or key, value)]
 
 
 def _summary(entries: Sequence[tuple[str, list[Text]]], width: int) -> Iterator[Text]:
