@@ -85,6 +85,11 @@ class Method:
     has_distill: bool = True
 
     @property
+    def between(self) -> int:
+        """Bytes of a number of the states between layers: autocast leaves them as they are."""
+        return max(self.computed, 4 if self.rung == "full" else self.stored)
+
+    @property
     def everywhere(self) -> bool:
         """Whether gradients are needed at every position, so that no prefix is shared."""
         return self.rung in ("lora", "lora-early", "full") or self.projector

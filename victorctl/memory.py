@@ -72,7 +72,7 @@ def saved_bytes(shape: Shape, method: Method, load: Load) -> float:
     suffix = suffix_readings(method, load, shape.layers)
     readings = suffix + (prefix_readings(method, load, shape.layers) if method.everywhere else [])
     if method.checkpointing:
-        width = method.computed * shape.hidden
+        width = method.between * shape.hidden
         kept = sum(each.layers * each.positions * width for each in readings)
     else:
         kept = sum(each.layers * _in_layer(shape, method, each) for each in readings)
@@ -87,9 +87,13 @@ def _outside(shape: Shape, method: Method, load: Load) -> int:
     c, d = method.computed, shape.hidden
     positions = load.questions * (method.registers + load.text)
     norm = SINGLE * (3 if method.rung == "full" else 1)
-    kept = (norm + 2 * LONG + 2 * c) * d * positions  # registers inserted, and tokens dropped
+    kept = (
+        (norm + 2 * LONG + 2 * method.between) * d * positions
+    )  # registers inserted, and tokens dropped
     if method.everywhere:
-        kept += (c + method.projector) * d * load.rows * load.prefix  # and who is visual
+        kept += (
+            (method.between + method.projector) * d * load.rows * load.prefix
+        )  # and who is visual
     if method.projector:
         kept += c * load.tiles * shape.projected * (shape.features + 2 * d)
     return kept
@@ -165,12 +169,12 @@ def _ends(shape: Shape) -> int:
 
 def _cache(shape: Shape, method: Method, load: Load) -> int:
     """Count the student's keys and values, where attention does not keep these very tensors."""
-    if shape.heads == shape.kv_heads and not method.checkpointing:
+    same = shape.heads == shape.kv_heads and method.between == method.computed
+    if same and not method.checkpointing:
         return 0
     held = suffix_readings(method, load, shape.layers)
     return (
-        2
-        * method.computed
+        (method.between + method.computed)
         * shape.keys
         * sum(each.layers * each.sequences * each.keys for each in held)
     )
@@ -182,7 +186,7 @@ def _workspace(shape: Shape, method: Method, load: Load) -> float:
     readings += prefix_readings(method, load, shape.layers)
     layer = max(_in_layer(shape, method, each) for each in readings if each.layers)
     if method.checkpointing:
-        layer *= 2  # it is computed again before
+        layer *= 1.5  # it is computed again before
     logits = 3 * SINGLE * shape.vocab * load.answers
     prefix = method.computed * shape.hidden * load.rows * load.prefix
     return prefix + max(layer, logits)
@@ -191,7 +195,8 @@ def _workspace(shape: Shape, method: Method, load: Load) -> float:
 def _teacher_bytes(shape: Shape, method: Method, load: Load) -> int:
     """Count the teacher's keys and values, for every question anew, and its logits."""
     c, keys = method.computed, load.prefix + load.text
-    cache = 2 * c * shape.keys * shape.layers * load.questions * keys
+    each = (method.between + c) * shape.keys
+    cache = each * shape.layers * load.questions * keys
     layer = 2 * c * shape.queries * load.questions * keys
-    states = c * shape.hidden * load.rows * load.prefix
-    return cache + layer + states + 3 * SINGLE * shape.vocab * load.answers
+    early = load.rows * load.prefix * (method.between * shape.hidden + each * method.drop_layer)
+    return cache + layer + early + 3 * SINGLE * shape.vocab * load.answers
