@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from victorctl.output import hint, rows, show, summary, tables
+from victorctl.output import hint, rows, sheet, show, summary, tables
 from victorctl.units import DASH
 
 RESULT = {
@@ -147,3 +147,20 @@ def test_several_tables_have_an_empty_line_between_them(capsys):
     result = {"families": [{"family": "llava"}], "text_models": [{"text_model": "llama"}]}
     wanted = ["family", "llava", "", "text_model", "llama"]
     assert shown(capsys, result, table=tables) == wanted
+
+
+def test_a_sheet_shows_lists_of_rows_as_tables_below_and_bytes_as_sizes(capsys):
+    machines = [{"name": "small", "fits": False}, {"name": "large", "fits": True}]
+    result = {"out": "o", "estimate": {"memory_bytes": {"weights": 2048}, "machines": machines}}
+
+    assert shown(capsys, result, table=sheet) == [
+        "out             o",
+        "estimate",
+        "  memory_bytes",
+        "    weights     2.00 KiB",
+        "",
+        "name   fits",
+        "small  false",
+        "large  true",
+    ]
+    assert shown(capsys, {"out": "o"}, table=sheet) == ["out  o"]

@@ -23,6 +23,7 @@ from victorctl.options import (
     Seed,
     Source,
     Threads,
+    asked_for,
     named,
     parse_size,
     print_version,
@@ -319,9 +320,9 @@ def inspect(
     """
     from victorctl.inspect import inspect as stage
 
-    asked = load_recipe(recipe, settings=changes) if recipe or changes else None
     how = {"picture": parse_size(picture), "vision_tower": vision_tower, "base": base}
-    show("inspect", stage(source, **how, recipe=asked), as_json=json, table=sheet)
+    how["recipe"] = asked_for(recipe, changes)
+    show("inspect", stage(source, **how), as_json=json, table=sheet)
 
 
 @app.command()

@@ -61,7 +61,7 @@ def of_run(
         f"end, {load.questions} questions of {load.text} tokens, {load.answers} of them in answers."
     )
     task = Task(shape, method, load, train.accumulate, train.steps, asked)
-    return estimate(task, [LABEL, said, *_teacher(train, asked)])
+    return estimate(task, [LABEL, said, *_notes(train, asked)])
 
 
 def of_config(
@@ -100,7 +100,7 @@ def of_config(
     )
     asked = _asked(train, train.steps)
     task = Task(shape, method, load, train.accumulate, train.steps, asked)
-    return estimate(task, [LABEL, said, *_teacher(train, asked)])
+    return estimate(task, [LABEL, said, *_notes(train, asked)])
 
 
 def load_of(batch: Batch, image: int) -> Load:
@@ -173,8 +173,13 @@ def _asked(train: TrainSection, first: int) -> int:
     return min(first, train.steps) if kept else train.steps
 
 
-def _teacher(train: TrainSection, asked: int) -> list[str]:
-    """Say when the teacher is asked."""
-    if not train.has_teacher:
-        return []
-    return [f"The teacher is asked in {asked:,} of {train.steps:,} steps, and else remembered."]
+def _notes(train: TrainSection, asked: int) -> list[str]:
+    """Say when the teacher is asked, and what of the recipe is not counted."""
+    notes = []
+    if train.has_teacher:
+        notes.append(f"The teacher is asked in {asked:,} of {train.steps:,} steps.")
+    if train.hidden > 0:
+        notes.append("The states that train.hidden matches are not counted.")
+    if train.dora:
+        notes.append("What train.dora adds is not counted.")
+    return notes

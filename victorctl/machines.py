@@ -98,10 +98,11 @@ def estimate(task: Task, assumptions: list[str]) -> dict[str, Any]:
 
 
 def _on(task: Task, machine: Machine) -> dict[str, Any]:
-    """Estimate a run on one machine."""
+    """Estimate a run on one machine; times are those after the `change`, where one is needed."""
     needed, sharding = _needed(task, machine, task.part(machine))
     fits = needed <= machine.room
-    seconds = _seconds(task, machine) if fits else None
+    change, changed = (None, task) if fits else _change(task, machine)
+    seconds = changed and _seconds(changed, machine)
     return {
         "name": machine.name,
         "fits": fits,
@@ -110,7 +111,7 @@ def _on(task: Task, machine: Machine) -> dict[str, Any]:
         "largest_batch": _largest(task, machine),
         "seconds_per_step": seconds and seconds / task.steps,
         "hours": seconds and seconds / 3600,
-        "change": None if fits else _change(task, machine),
+        "change": change,
     }
 
 
@@ -142,15 +143,14 @@ def _seconds(task: Task, machine: Machine) -> float:
     return flops / (machine.gpus * peak * USED)
 
 
-def _change(task: Task, machine: Machine) -> str:
-    """Say what to change so that it fits."""
+def _change(task: Task, machine: Machine) -> tuple[str, Task | None]:
+    """Say what to change so that it fits, and what the run is then; None where nothing helps."""
     for option, other in _alternatives(task, machine):
         if _needed(other, machine, other.part(machine))[0] <= machine.room:
-            return option
-    least = replace(task, accumulate=task.load.rows)
-    found = memory(task.shape, task.method, least.part(machine))
+            return option, other
+    found = memory(task.shape, task.method, task.load.resized(1))
     kept = size(found["weights"] + found["optimizer"])
-    return f"no key is enough: weights and optimizer alone are {kept}"
+    return f"no key is enough: weights and optimizer alone are {kept}", None
 
 
 def _alternatives(task: Task, machine: Machine) -> Iterator[tuple[str, Task]]:

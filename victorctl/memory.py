@@ -187,6 +187,10 @@ def _workspace(shape: Shape, method: Method, load: Load) -> float:
     layer = max(_in_layer(shape, method, each) for each in readings if each.layers)
     if method.checkpointing:
         layer *= 1.5  # it is computed again before
+        if method.between != method.computed:
+            layer += method.computed * linear_flops(
+                shape, Reading(1, 1, 1, 1)
+            )  # its weights, twice
     logits = 3 * SINGLE * shape.vocab * load.answers
     prefix = method.computed * shape.hidden * load.rows * load.prefix
     return prefix + max(layer, logits)
