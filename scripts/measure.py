@@ -50,7 +50,15 @@ READ_BY = {  # sections of the recipe, and the stages whose results they change
 }
 KEPT = {  # what a study keeps of each run
     "convert": ("registers", "drop_layer", "positions", "init"),
-    "finetune": ("train", "steps", "trainable_parameters", "base_intact", "loss", "seconds"),
+    "finetune": (
+        "train",
+        "steps",
+        "trainable_parameters",
+        "base_intact",
+        "loss",
+        "seconds",
+        "peak_memory_bytes",
+    ),
     "eval": ("questions", "accuracy", "kept", "interval", "by_type", "mean_visual_tokens"),
 }
 
@@ -129,6 +137,31 @@ STUDIES["demo/elastic"] = Study(
         ),
         *({"victor.registers": count, "train.steps": 500} for count in COUNTS[:-1]),
     ),
+)
+LADDER = tuple(
+    {"train.rung": f"{rung}{more}"}
+    for rung in ("registers", "deep", "register-lora", "lora-early", "lora", "full")
+    for more in ("", "+projector")
+)
+STUDIES["demo/ladder"] = Study(
+    recipe="demo/quick",
+    shared={"train.distill": 1.0, "train.base_learning_rate": 1e-3, **QUESTIONS, **UNPROVED},
+    variants=(
+        *LADDER,
+        {"train.rung": "register-lora", "train.layers": "early"},
+        {"train.rung": "lora", "train.rslora": True},
+    ),
+)
+STUDIES["smol/ladder"] = Study(
+    recipe="smol/victor",
+    shared={
+        "train.steps": 60,
+        "train.base_learning_rate": 1e-4,
+        **QUESTIONS,
+        **UNPROVED,
+        "eval.limit": 300,
+    },
+    variants=LADDER,
 )
 NAMES = {  # of a setting, where variants are told apart
     "train.steps": "{:,} steps",

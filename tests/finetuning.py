@@ -1,6 +1,5 @@
 """Call `finetune` in few words, on tiny models and data."""
 
-import importlib
 from pathlib import Path
 
 from tests.tiny import tiny_data
@@ -8,9 +7,6 @@ from tests.victor_models import victor_folder, victor_llava
 from victorctl import checkpoint, lineage
 from victorctl.recipe import Recipe, Run
 
-STAGE = importlib.import_module(
-    "victorctl.finetune"
-)  # the module; the package's attribute is the function
 QUICK = {
     "steps": 6,
     "batch_size": 2,

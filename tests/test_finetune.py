@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.finetuning import STAGE, prepare, recipe, run
+from tests.finetuning import prepare, recipe, run
 from tests.tiny import tiny_data, tiny_model
-from victorctl import checkpoint, lineage, saving
+from victorctl import checkpoint, lineage, loop, saving
 from victorctl.distill import Distillation
 from victorctl.errors import VictorError
 from victorctl.finetune import finetune
@@ -124,7 +124,7 @@ def press_ctrl_c_in_step(monkeypatch, number):
             os.kill(os.getpid(), signal.SIGINT)
         return learning_rate(step, settings)
 
-    monkeypatch.setattr(STAGE, "learning_rate", rate)
+    monkeypatch.setattr(loop, "learning_rate", rate)
 
 
 def test_a_crash_goes_on_from_the_last_checkpoint(tmp_path, model, data, monkeypatch):
@@ -136,10 +136,10 @@ def test_a_crash_goes_on_from_the_last_checkpoint(tmp_path, model, data, monkeyp
             raise RuntimeError("power cut")
         return learning_rate(step, settings)
 
-    monkeypatch.setattr(STAGE, "learning_rate", crash)
+    monkeypatch.setattr(loop, "learning_rate", crash)
     with pytest.raises(RuntimeError):
         finetune(model, recipe=recipe(data), run=run(tmp_path / "parts"))
-    monkeypatch.setattr(STAGE, "learning_rate", learning_rate)
+    monkeypatch.setattr(loop, "learning_rate", learning_rate)
     finetune(model, recipe=recipe(data), run=run(tmp_path / "parts", resume=True))
 
     name = "victor.safetensors"
@@ -188,9 +188,9 @@ def test_questions_about_one_picture_share_a_step_and_each_counts_in_a_resumed_r
     data.write_text(json.dumps(records))
     asked = []
 
-    def count(self, batch):
+    def count(self, batch, whole):
         asked.append((len(batch.prefix), len(batch.keys)))
-        return forward(self, batch)
+        return forward(self, batch, whole)
 
     forward = Distillation.forward
     monkeypatch.setattr(Distillation, "forward", count)

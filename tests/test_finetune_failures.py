@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from tests.finetuning import QUICK, prepare, recipe, run
 from tests.tiny import tiny_llava, tiny_picture, tiny_processor
@@ -86,17 +87,24 @@ def test_an_output_that_exists_is_not_touched(tmp_path, model, data):
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, model, data):
     with pytest.raises(
-        VictorError, match=r"the loss is inf at step 1\n  fix: lower train.*again with --overwrite"
+        VictorError,
+        match=r"the loss is inf at step 1; out\.step-1\.safetensors has what was read\n"
+        r"  fix: look whether .* lower train.*again with --overwrite",
     ):
         finetune(model, recipe=recipe(data, cross_entropy=1e39), run=run(tmp_path / "out"))
-    assert not any(tmp_path.glob("out*"))
+    (kept,) = tmp_path.glob("out*")  # and nothing of the run
+    with safe_open(kept, "pt") as batch:
+        told = batch.metadata()
+        assert {"prefix", "suffix", "labels", "images.pixel_values"} <= set(batch.keys())
+        assert len(batch.get_tensor("prefix")) == len(json.loads(told["rows"])) == 2
+    assert told["problem"] == "the loss is inf"
 
 
 def test_a_gradient_that_is_no_number_never_reaches_a_checkpoint(tmp_path, model, data):
     huge = recipe(data, learning_rate=1e30, clip=1e30, warmup=0.0)  # the loss of step 2 is finite
     with pytest.raises(VictorError, match=r"the gradient's length is (nan|inf) at step 2"):
         finetune(model, recipe=huge, run=run(tmp_path / "out"))
-    assert not any(tmp_path.glob("out*"))  # step 2 is one of those that are saved
+    assert [path.name for path in tmp_path.glob("out*")] == ["out.step-2.safetensors"]  # no state
 
 
 def test_weights_in_float16_are_not_trained_as_they_are(tmp_path, model, data):
@@ -105,11 +113,11 @@ def test_weights_in_float16_are_not_trained_as_they_are(tmp_path, model, data):
 
 
 def full_gpu_from_step(number, monkeypatch):
-    def forward(self, batch):
+    def forward(self, batch, share):
         steps.append(batch)
         if len(steps) >= number:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(self, batch)
+        return whole(self, batch, share)
 
     steps, whole = [], Distillation.forward
     monkeypatch.setattr(Distillation, "forward", forward)
@@ -125,8 +133,7 @@ def test_a_full_gpu_says_how_a_step_needs_less_and_leaves_the_last_checkpoint(
     with pytest.raises(
         VictorError,
         match=r"step 4 does not fit .* with train\.batch_size 5 and train\.questions 3\n"
-        r"  fix: start again with --overwrite and --batch-size 2 or --set train\.questions=1 "
-        r"or --dtype bf16; the last checkpoint goes on with --resume",
+        r"  fix: go on with --resume and --set train\.accumulate=2 or --set train\.checkpointing=",
     ):
         finetune(model, recipe=settings, run=run(tmp_path / "out"))
     monkeypatch.undo()
@@ -141,7 +148,7 @@ def test_a_gpu_too_small_for_one_question_offers_nothing_that_does_not_help(
     tmp_path, model, data, monkeypatch
 ):
     full_gpu_from_step(1, monkeypatch)
-    least = recipe(data, batch_size=1, questions=1)
+    least = recipe(data, batch_size=1, questions=1, checkpointing=True)
     with pytest.raises(VictorError, match=r"train\.questions 1\n  fix: use another GPU$"):
         finetune(model, recipe=least, run=run(tmp_path / "out", dtype="bf16"))
     assert not any(tmp_path.glob("out*"))

@@ -18,7 +18,7 @@ from victorctl.teacher import KEY_BYTES
 
 @dataclass(frozen=True)
 class Batch:
-    """Questions about pictures, cut at the end of each row's first picture.
+    """Questions about pictures, cut at the end of each row's first picture; text is all suffix.
 
     Args:
         images: What the processor made of every picture, in reading order.
@@ -51,6 +51,15 @@ class Batch:
             self, images={name: value.to(device) for name, value in self.images.items()}, **moved
         )
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Name every tensor, as a file has them."""
+        own = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        own |= {f"images.{name}": value for name, value in self.images.items()}
+        return {
+            name: value.byte() if value.dtype == torch.bool else value
+            for name, value in own.items()
+        }
+
     @property
     def asked(self) -> Tensor:
         """Where the next token belongs to an answer [s, t]."""
@@ -72,8 +81,7 @@ def collate(rows: Sequence[EncodedRow], pad_id: int) -> Batch:
     """Cut the conversations at the end of their first picture and stack them.
 
     Args:
-        rows: Encoded rows with pictures; one whose conversations begin differently counts as
-            several.
+        rows: Encoded rows; one whose conversations begin differently counts as several.
         pad_id: Token that fills up.
     """
     rows = [part for row in rows for part in row.by_prefix()]

@@ -12,18 +12,17 @@ Source: Hinton et al. 2015, arXiv 1503.02531 (distillation); Romero et al. 2014,
 """
 
 import copy
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import Any, NamedTuple
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from victorctl.collation import Batch
@@ -37,6 +36,7 @@ from victorctl.modeling_victor import (
     drop_visual,
     next_positions,
 )
+from victorctl.recomputing import recomputing
 from victorctl.sections import TrainSection
 from victorctl.teacher import Targets, TeacherCache
 
@@ -105,6 +105,8 @@ class Distillation(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.settings, self.known = model, settings, known
+        self.together: Callable[[bool], bool] = bool  # or what tells if so in any process
+        self.asked, self.seconds = 0, 0.0  # questions that the teacher was asked, and the time
         self.text = model.get_decoder()
         self.text.training = True  # in batches without a picture, all has a gradient, of zero
         self.lora = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
@@ -133,7 +135,7 @@ class Distillation(nn.Module):
         if settings.hidden > 0:
             hidden = unlikeness(self._late_states(batch, output), lesson.states)
         if whole is not None:
-            answers, words = self.sizes(batch) / whole
+            answers, words = (self.sizes(batch) / whole).float()
             cross_entropy, distill = answers * cross_entropy, answers * distill
             hidden = words * hidden
         total = settings.cross_entropy * cross_entropy
@@ -154,17 +156,20 @@ class Distillation(nn.Module):
         if not self.settings.has_teacher:
             return Lesson()
         targets = self.known.find(batch.keys) if self.known else None
-        if targets is not None:
+        if not self.together(targets is None):
             return Lesson(targets)
         if self.settings.moves_teacher if moved is None else moved:
             raise VictorError(
                 f"{self.known.folder}: predictions of the unconverted model are gone from there",
-                fix="let nothing remove them while training is under way; go on with --resume",
+                fix="start again with --overwrite, and let nothing remove them meanwhile",
             )
+        started = time.perf_counter()
         lesson = self._teach(batch, features)
         if self.known:
             targets = self.known.add(batch.keys, batch.counts, lesson.targets)
             lesson = lesson._replace(targets=targets)
+        self.asked += len(batch.keys)
+        self.seconds += time.perf_counter() - started
         return lesson
 
     def _features(self, batch: Batch) -> Features:
@@ -202,7 +207,7 @@ class Distillation(nn.Module):
         """Let the student read a batch; `early` is what the teacher has read of it, if it has."""
         cache = VictorCache(self.text.config)
         apart = torch.is_grad_enabled() and not self.settings.keeps_base
-        with self._remembering_little():
+        with recomputing(self.text) if self.settings.checkpointing else nullcontext():
             if batch.prefix.shape[1]:
                 with torch.set_grad_enabled(apart):
                     if early is None or apart:
@@ -259,8 +264,9 @@ class Distillation(nn.Module):
         return torch.stack([state[text] for state in output.hidden_states if state is not None])
 
     def _words(self, batch: Batch) -> Tensor:
-        """Mark the text after the first picture [s, t]."""
-        return batch.suffix_mask.bool() & (batch.suffix != self.model.config.image_token_id)
+        """Mark the text after the first picture, but of questions without an answer [s, t]."""
+        text = batch.suffix_mask.bool() & (batch.suffix != self.model.config.image_token_id)
+        return text & batch.asked.any(dim=1, keepdim=True)
 
     @torch.no_grad()
     def _teach(self, batch: Batch, features: Features) -> Lesson:
@@ -294,19 +300,6 @@ class Distillation(nn.Module):
         return Lesson(Targets(best.indices, best.values), states, early)
 
     @contextmanager
-    def _remembering_little(self) -> Iterator[None]:
-        """Keep only what enters the layers for the backward pass, if the recipe says so."""
-        layers = self.text.layers if self.settings.checkpointing else []
-        run = self.text.victor.keep_gates(partial(checkpoint, use_reentrant=False))
-        for number, layer in enumerate(layers):
-            layer.forward = partial(_again, run, layer.forward, number)
-        try:
-            yield
-        finally:
-            for layer in layers:
-                del layer.forward
-
-    @contextmanager
     def _untouched(self) -> Iterator[None]:
         """Switch merged-to-be updates off for a while."""
         for module in self.lora:
@@ -316,31 +309,6 @@ class Distillation(nn.Module):
         finally:
             for module in self.lora:
                 module.enable_adapters(enabled=True)
-
-
-def _again(
-    run: Callable[..., Any], forward: Callable[..., Any], number: int, *given: Any, **named: Any
-) -> Tensor:
-    """Run a layer so that its inner states are computed once more for the backward pass.
-
-    The keys and values that it had before are put back for that.
-
-    Args:
-        run: Torch's function for it.
-        forward: The layer's own.
-        number: The layer's.
-        given: What the layer is given, as all that follows.
-        named: By name; the cache is one of them.
-    """
-    (window,) = (value for value in named.values() if isinstance(value, DynamicCache))
-    own = getattr(window, "cache", window).layers[number]
-    before = copy.copy(vars(own))
-
-    def compute(*inputs: Any, **others: Any) -> Tensor:
-        vars(own).update(before)
-        return forward(*inputs, **others)
-
-    return run(compute, *given, **named)
 
 
 def divergence(logits: Tensor, targets: Targets, temperature: float) -> Tensor:

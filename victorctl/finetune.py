@@ -1,53 +1,36 @@
 """The finetune stage: train a Victor model's registers, all else frozen, and write a new folder."""
 
 import json
-import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel
 
-from victorctl import checkpoint, folders, foresight, lineage, plots, saving
-from victorctl.collation import Batch
+from victorctl import checkpoint, folders, foresight, lineage, logs, plots, saving
 from victorctl.data.conversations import Rows, open_data
 from victorctl.distill import Distillation
 from victorctl.errors import VictorError
+from victorctl.loop import Training, dtype_of
+from victorctl.loop import train as run_steps
+from victorctl.processes import Processes
 from victorctl.recipe import Recipe, Run
-from victorctl.resuming import State, finish_the_step
-from victorctl.rungs import choose_parameters, make_optimizer
-from victorctl.runtime import progress, say, seed_everything, set_threads
+from victorctl.resuming import State
+from victorctl.rungs import choose_parameters
+from victorctl.runtime import peak_memory_on, say, seed_everything, set_threads
+from victorctl.sections import TrainSection
 from victorctl.teacher import TeacherCache
-from victorctl.training import Plan, batches, learning_rate
+from victorctl.training import Parts, Plan
 
-Log = list[dict[str, float]]
 BYTES_OF_STATE = 12  # of a checkpoint, for each parameter: itself and two moments, in float32
+WAYS = {"checkpoint_every", "teacher_cache", "accumulate", "checkpointing"}
+"""Settings that say how, and not what is learned: a resumed run may have others."""
 ENDS = 10  # steps that the reported first and last loss are means of
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a training run consists of.
-
-    Args:
-        plan: Which rows each step sees; holds the recipe's `train`.
-        processor: Makes tensors of rows.
-        distillation: The loss; holds the model, and what is known of its teacher.
-        parameters: What is trained, by name.
-        state: Where checkpoints go.
-    """
-
-    plan: Plan
-    processor: ProcessorMixin
-    distillation: Distillation
-    parameters: dict[str, nn.Parameter]
-    state: State
 
 
 def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
@@ -67,15 +50,19 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         KeyboardInterrupt: After Ctrl-C, when the step at hand is done and saved.
     """
     started = time.perf_counter()
+    processes = Processes.start(run)
+    run = processes.place(run)
     out, train = _output(model, recipe, run), recipe.train
     state = State(out.with_name(f"{out.name}.training"))
-    state.check(resume=run.resume, overwrite=run.overwrite)
+    if processes.first:
+        state.check(resume=run.resume, overwrite=run.overwrite)
     set_threads(run.threads)
     seed_everything(recipe.seed)
     rows = _rows(recipe, run)
+    _check_parts(train, processes.count)
     processor = checkpoint.load_processor(model)
     network = _load(model, run)
-    base = None if run.dry_run else checkpoint.hash_base(model)
+    base = None if run.dry_run else processes.from_first(partial(checkpoint.hash_base, model))
     intact = lineage.base_intact(model, base)
     parameters = choose_parameters(network, train)
     result = {
@@ -98,42 +85,60 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         )
     known = _teacher(model, network, recipe, run, lineage.hash_of(base))
     training = Training(
-        Plan(rows, train, recipe.seed),
-        processor,
+        Parts(Plan(rows, train, recipe.seed), processor, processes, "image" in network.by_runs),
         Distillation(network, train, known),
         parameters,
         state,
+        replace(run, out=out),
     )
-    with state.running(_identity(recipe, parent, rows, network), resume=run.resume):
-        log = _train(training, run)
-        with folders.writing(out, overwrite=run.overwrite) as folder:
-            hashes = saving.save(model, folder, network)
-            plots.loss_curve(log, folder / "loss.png")
-            lines = "".join(json.dumps(entry) + "\n" for entry in log)
-            (folder / "loss.jsonl").write_text(lines)
-            lineage.add_stage(
-                folder,
-                command="finetune",
-                settings={"train": train.model_dump(), "data": recipe.data.model_dump()},
-                parent_sha256=parent,
-                seed=recipe.seed,
-                base_intact=result["base_intact"],
-                known=hashes,
-                details=_circumstances(network, rows),
-            )
-        state.finish()
+    holding = state.running(_identity(recipe, parent, rows, network), resume=run.resume)
+    with holding if processes.first else nullcontext():
+        processes.wait()
+        log = run_steps(training)
+        if processes.first:
+            details = _circumstances(network, rows) | {"processes": processes.count}
+            if processes.sharded:
+                network = _put_together(model, run, training)
+            with folders.writing(out, overwrite=run.overwrite) as folder:
+                hashes = saving.save(model, folder, network)
+                plots.loss_curve(log, folder / "loss.png")
+                lines = "".join(json.dumps(entry) + "\n" for entry in log)
+                (folder / "loss.jsonl").write_text(lines)
+                lineage.add_stage(
+                    folder,
+                    command="finetune",
+                    settings={"train": train.model_dump(), "data": recipe.data.model_dump()},
+                    parent_sha256=parent,
+                    seed=recipe.seed,
+                    base_intact=result["base_intact"],
+                    known=hashes,
+                    details=details,
+                )
+            state.finish()
+        processes.wait()
     losses = [entry["loss"] for entry in log]
     ends = max(1, min(ENDS, len(losses) // 2))  # in a short run the two must not be the same
+    teacher = training.distillation
     return result | {
         "loss": {"first": fmean(losses[:ends]), "last": fmean(losses[-ends:])},
+        "teacher": {"questions": teacher.asked, "seconds": teacher.seconds},
         "seconds": time.perf_counter() - started,
+        "peak_memory_bytes": peak_memory_on(torch.device(network.device)),
     }
+
+
+def _put_together(model: Path, run: Run, training: Training) -> PreTrainedModel:
+    """Load the model again where training has left its weights in parts, and what was trained."""
+    network = _load(model, replace(run, device="cpu"))
+    training.state.restore(choose_parameters(network, training.parts.plan.settings))
+    return network
 
 
 def _output(model: Path, recipe: Recipe, run: Run) -> Path:
     """Check what can be checked before anything is loaded, and say where to write."""
     if run.out is None:
         raise VictorError("finetune needs a folder to write", fix="add --out FOLDER")
+    logs.check(run.log)
     if recipe.data.train is None:
         raise VictorError("finetune needs data", fix="add --data demo, or --data FILE")
     out = run.out.expanduser().resolve()
@@ -144,14 +149,14 @@ def _output(model: Path, recipe: Recipe, run: Run) -> Path:
 
 
 def _rows(recipe: Recipe, run: Run) -> Rows:
-    """Open the data, without rows of text: no register could learn from them."""
+    """Open the data; without rows of text where only registers learn, which have no part in it."""
     if recipe.data.train == "demo:test":
         raise VictorError(
             "demo:test holds the questions that models are measured with, not to be trained on",
             fix="train on --data demo",
         )
     rows = open_data(recipe.data.train, rows=recipe.data.rows)
-    pictured = rows.with_pictures()
+    pictured = rows.with_pictures() if recipe.train.keeps_base else rows
     if not pictured:
         raise VictorError(
             f"{recipe.data.train}: no row shows a picture, so registers have nothing to learn from",
@@ -168,6 +173,17 @@ def _rows(recipe: Recipe, run: Run) -> Rows:
             quiet=run.quiet,
         )
     return pictured
+
+
+def _check_parts(train: TrainSection, processes: int) -> None:
+    """Refuse to cut a step into more parts than it has pictures."""
+    parts = processes * train.accumulate
+    if train.batch_size < parts:
+        raise VictorError(
+            f"train.batch_size is {train.batch_size}, to be shared by {processes} processes in "
+            f"{train.accumulate} parts each",
+            fix=f"add --batch-size {parts} or more, or lower train.accumulate",
+        )
 
 
 def _load(model: Path, run: Run) -> PreTrainedModel:
@@ -197,8 +213,8 @@ def _identity(recipe: Recipe, parent: str, rows: Rows, network: PreTrainedModel)
         "rows of the data": len(rows),
         "conversations of the data": rows.conversations,
         "SHA-256 of the data": rows.sha256,
-        "dtype": _dtype(network),
-        **recipe.train.model_dump(exclude={"checkpoint_every", "teacher_cache"}),
+        "dtype": dtype_of(network),
+        **recipe.train.model_dump(exclude=WAYS),
     }
 
 
@@ -218,7 +234,7 @@ def _teacher(
             "top_k": train.top_k,
             "temperature": train.temperature,
             "autocast": train.autocast,
-            "dtype": _dtype(network),
+            "dtype": dtype_of(network),
             "device": network.device.type,
             "attn": run.attn,
         }
@@ -231,102 +247,7 @@ def _circumstances(network: PreTrainedModel, rows: Rows) -> dict[str, Any]:
     return {
         "data_sha256": rows.sha256 or None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "dtype": _dtype(network),
+        "dtype": dtype_of(network),
         "attention": network.config.get_text_config()._attn_implementation,
         "threads": torch.get_num_threads(),
     }
-
-
-def _dtype(network: PreTrainedModel) -> str:
-    """Name the number format of the weights, "auto" resolved; what is trained is in float32."""
-    return str(network.config.dtype).removeprefix("torch.")
-
-
-def _train(training: Training, run: Run) -> Log:
-    """Run the steps that are left, and save checkpoints on the way."""
-    settings, state = training.plan.settings, training.state
-    optimizer = make_optimizer(training.parameters, settings)
-    log: Log = state.restore(training.parameters, optimizer) if run.resume else []
-    by_runs = "image" in training.distillation.model.by_runs
-    made = batches(training.plan, training.processor, len(log), by_runs=by_runs)
-    with (
-        finish_the_step() as wish,
-        progress("finetune", settings.steps, quiet=run.quiet, done=len(log)) as bar,
-    ):
-        for batch in made:
-            with _fitting(training, len(log)):
-                log.append(_step(training, optimizer, batch, len(log)))
-            bar.advance(text="loss {loss:.4f}  rate {learning_rate:.1e}".format(**log[-1]))
-            done = len(log)
-            if done % settings.checkpoint_every == 0 or wish.pressed or done == settings.steps:
-                if training.distillation.known:
-                    training.distillation.known.flush()
-                state.save(training.parameters, optimizer, log)
-            if wish.pressed:
-                say(
-                    f"stopped and saved after {done} steps; finetune goes on from there with the "
-                    "same settings and --resume",
-                    quiet=run.quiet,
-                )
-                raise KeyboardInterrupt
-    return log
-
-
-@contextmanager
-def _fitting(training: Training, done: int) -> Iterator[None]:
-    """Let a full GPU be an error that says how a step needs less; the last checkpoint stays."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        settings = training.plan.settings
-        less = [
-            f"{option}{value // 2}"
-            for option, value in (
-                ("--batch-size ", settings.batch_size),
-                ("--set train.questions=", settings.questions),
-            )
-            if value > 1
-        ]
-        if _dtype(training.distillation.model) == "float32":
-            less.append("--dtype bf16")
-        fix = f"start again with --overwrite and {' or '.join(less)}" if less else "use another GPU"
-        if training.state.file.exists():
-            fix += "; the last checkpoint goes on with --resume only where more memory is free"
-        raise VictorError(
-            f"step {done + 1} does not fit into the GPU's memory, with train.batch_size "
-            f"{settings.batch_size} and train.questions {settings.questions}",
-            fix=fix,
-        ) from error
-
-
-def _step(
-    training: Training, optimizer: torch.optim.Optimizer, batch: Batch, done: int
-) -> dict[str, float]:
-    """Take one optimiser step after so many others, and return its line of the log."""
-    settings, parameters = training.plan.settings, training.parameters.values()
-    rate = learning_rate(done, settings)
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["peak"]
-    device = next(iter(parameters)).device
-    victor = training.distillation.model.victor
-    victor.use(training.plan.registers(done, len(victor.registers.weight)))
-    with (
-        checkpoint.fixes_of_shipped_file(),
-        torch.autocast(device.type, torch.bfloat16, enabled=settings.autocast == "bf16"),
-    ):
-        losses = training.distillation(batch.to(device))
-    losses.total.backward()
-    norm = nn.utils.clip_grad_norm_(parameters, settings.clip)
-    optimizer.step()
-    optimizer.zero_grad()
-    *means, length = torch.stack([*losses, norm]).tolist()  # waits for the device once, at the end
-    for name, value in (("loss", means[0]), ("gradient's length", length)):
-        if not math.isfinite(value):
-            raise VictorError(
-                f"the {name} is {value} at step {done + 1}",
-                fix=f"lower train.learning_rate (it is {settings.learning_rate:g}), and start "
-                "again with --overwrite",
-            )
-    names = ("loss", *losses._fields[1:])
-    entry = dict(zip(names, means, strict=True))
-    return {"step": done + 1, **entry, "learning_rate": rate * settings.learning_rate}

@@ -1,7 +1,7 @@
 """What a training run would need: of the model and data at hand, or of a configuration alone."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,7 +16,9 @@ from victorctl.features import Outline
 from victorctl.machines import Task, estimate
 from victorctl.memory import HALF, SINGLE
 from victorctl.sections import MERGED, TrainSection
-from victorctl.training import Plan
+
+if TYPE_CHECKING:
+    from victorctl.training import Plan
 
 OPENING, TEXT, ANSWER = 8, 64, 16  # tokens before a picture, after it, and of these in answers
 LABEL = (
@@ -28,7 +30,7 @@ LABEL = (
 def of_run(
     network: PreTrainedModel,
     parameters: Mapping[str, nn.Parameter],
-    plan: Plan,
+    plan: "Plan",
     processor: ProcessorMixin,
 ) -> dict[str, Any]:
     """Estimate what training would need of every machine, from the rows of the first step.

@@ -82,6 +82,7 @@ class Run:
     threads: int | None = None
     quiet: bool = False
     base: str | None = None
+    log: str = "none"
 
 
 def load_recipe(

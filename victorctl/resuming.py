@@ -18,6 +18,7 @@ from victorctl import weights
 from victorctl.errors import VictorError
 from victorctl.files import locked, whole, write_whole
 from victorctl.folders import explained
+from victorctl.processes import put, whole_tensor
 
 ADAM = ("exp_avg", "exp_avg_sq")
 
@@ -140,8 +141,16 @@ class State:
         parameters: Mapping[str, Tensor],
         optimizer: torch.optim.Optimizer,
         log: Sequence[Mapping[str, float]],
+        *,
+        write: bool = True,
     ) -> None:
         """Write a checkpoint after len(log) steps; it replaces the one before once it is whole.
+
+        Args:
+            parameters: What is trained, by name; each process may hold a part of each.
+            optimizer: Of them.
+            log: A line for each step.
+            write: Whether this is the process that writes; all must call this.
 
         Raises:
             VictorError: If the disk is full; the checkpoint before stays.
@@ -150,23 +159,27 @@ class State:
         for name, value in parameters.items():
             for moment in ADAM:
                 tensors[f"{moment}.{name}"] = optimizer.state[value][moment]
+        tensors = {name: whole_tensor(value) for name, value in tensors.items()}
+        if not write:
+            return
         lines = "".join(json.dumps(entry) + "\n" for entry in log)
         instead = "start again with another --out"
         with explained(self.file, instead=instead), whole(self.file) as partial:
             weights.write_file(partial, tensors, {"log": lines})
 
     def restore(
-        self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+        self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None
     ) -> list[dict[str, float]]:
         """Read the checkpoint back into the parameters and the optimizer, and return the log."""
         with safe_open(self.file, "pt") as tensors:
             log = [json.loads(line) for line in tensors.metadata()["log"].splitlines()]
             for name, value in parameters.items():
-                value.data.copy_(tensors.get_tensor(f"parameter.{name}"))
-                optimizer.state[value] = {
-                    moment: tensors.get_tensor(f"{moment}.{name}").to(value.device, copy=True)
-                    for moment in ADAM
-                } | {"step": torch.tensor(float(len(log)))}
+                value.data.copy_(put(value, tensors.get_tensor(f"parameter.{name}")))
+                if optimizer is not None:
+                    optimizer.state[value] = {
+                        moment: put(value, tensors.get_tensor(f"{moment}.{name}"))
+                        for moment in ADAM
+                    } | {"step": torch.tensor(float(len(log)), device=value.device)}
         return log
 
     def finish(self) -> None:
@@ -181,8 +194,12 @@ class Interrupt:
 
 
 @contextmanager
-def finish_the_step() -> Iterator[Interrupt]:
-    """Turn the first Ctrl-C into a wish to stop after the step; the second stops at once."""
+def finish_the_step(*, patient: bool = False) -> Iterator[Interrupt]:
+    """Turn the first Ctrl-C into a wish to stop after the step; the second stops at once.
+
+    Args:
+        patient: The second does nothing: launchers of several processes send it by themselves.
+    """
     wish = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield wish
@@ -190,7 +207,8 @@ def finish_the_step() -> Iterator[Interrupt]:
 
     def note(number: int, frame: object) -> None:
         wish.pressed = True
-        signal.signal(signal.SIGINT, before)
+        if not patient:
+            signal.signal(signal.SIGINT, before)
 
     before = signal.signal(signal.SIGINT, note)
     try:

@@ -90,6 +90,19 @@ def _update(model: PreTrainedModel, settings: TrainSection, alpha: float) -> Non
         use_rslora=settings.rslora,
     )
     inject_adapter_in_model(config, text)
+    if settings.dora:
+        _check_lengths(text)
+
+
+def _check_lengths(text: nn.Module) -> None:
+    """Refuse DoRA where it would divide by zero."""
+    for name, value in text.named_parameters():
+        if "lora_magnitude_vector" in name and not value.all():
+            raise VictorError(
+                f"{name.partition('.lora_magnitude')[0]}: has rows of zeros, by whose length DoRA "
+                "divides",
+                fix="leave train.dora out",
+            )
 
 
 def _deepen(model: PreTrainedModel) -> None:

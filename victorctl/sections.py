@@ -110,6 +110,9 @@ class TrainSection(Section):
     questions: int = Field(4, ge=1)
     """Questions asked about each picture of a step, at most."""
 
+    group_by_length: bool = False
+    """Bring rows of like length into the same steps, so that less is filled up."""
+
     accumulate: int = Field(1, ge=1)
     """Parts in which a step's pictures are gone through one after another, to save memory."""
 

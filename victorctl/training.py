@@ -1,21 +1,25 @@
 """What each step of a training run sees, and how fast it learns."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
 from transformers import ProcessorMixin
 
 from victorctl.collation import Batch, collate
+from victorctl.data import formats
 from victorctl.data.batches import encode, padding_token
 from victorctl.data.conversations import Row
+from victorctl.processes import Processes, deal, mute
 from victorctl.sections import TrainSection
 
 ELASTIC = 2**32 - 1  # tells this draw from those of the order and of questions, by epoch
-AHEAD = 2  # batches that are made while a step runs
+GROUPED = 2**32 - 2  # and this one
+AHEAD = 2  # steps whose batches are made while one runs
+STEPS_IN_GROUP = 50  # whose rows are sorted by length together
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,10 @@ class Plan:
     """Which rows and questions each step sees; seed and step alone decide, so a run can be resumed.
 
     Rows come in a new order each epoch; of a row with more questions than are asked, each epoch
-    draws some.
+    draws some. How many processes share a step, and in how many parts, changes nothing.
 
     Args:
-        rows: The data; every row has a picture.
+        rows: The data.
         settings: The recipe's `train`.
         seed: Of the order.
     """
@@ -34,6 +38,7 @@ class Plan:
     rows: Sequence[Row]
     settings: TrainSection
     seed: int
+    orders: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     def step(self, number: int) -> list[Row]:
         """Choose the rows of a step, counted from 0, each with the questions to ask."""
@@ -49,7 +54,30 @@ class Plan:
         return min(most, int(2 ** (draw * (math.log2(most) + 1))))
 
     def _order(self, epoch: int) -> np.ndarray:
-        return _permutation(self.seed, epoch, len(self.rows))
+        if epoch not in self.orders:
+            self.orders.pop(epoch - 2, None)
+            order = _permutation(self.seed, epoch, len(self.rows))
+            grouped = self._grouped(epoch, order) if self.settings.group_by_length else order
+            self.orders[epoch] = grouped
+        return self.orders[epoch]
+
+    def _grouped(self, epoch: int, order: np.ndarray) -> np.ndarray:
+        """Bring rows of like length into the same steps, and the steps into an order of their own.
+
+        Those are grouped that lie near each other anyway; what the epoch before has left of a step
+        is filled up first, and stays as it was.
+        """
+        size = self.settings.batch_size
+        lead = -epoch * len(self.rows) % size
+        draw, found = np.random.default_rng((self.seed, GROUPED, epoch)), [order[:lead]]
+        for start in range(lead, len(order), size * STEPS_IN_GROUP):
+            group = order[start : start + size * STEPS_IN_GROUP]
+            lengths = [length(self.rows[int(number)]) for number in group]
+            group = group[np.argsort(lengths, kind="stable")]
+            whole = len(group) - len(group) % size
+            steps = group[:whole].reshape(-1, size)
+            found += [*draw.permutation(steps), group[whole:]]
+        return np.concatenate(found)
 
     def _ask(self, epoch: int, number: int) -> Row:
         row, limit = self.rows[number], self.settings.questions
@@ -65,32 +93,58 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-def batches(
-    plan: Plan, processor: ProcessorMixin, start: int, *, by_runs: bool = False
-) -> Iterator[Batch]:
-    """Make the batches of steps start, start + 1, ... in a thread, a little ahead of the steps.
+def length(row: Row) -> tuple[int, int]:
+    """Foretell how long a row is without opening its pictures: how many, and its letters."""
+    said = (turn for conversation in row.conversations for turn in conversation.messages)
+    return len(row.images), sum(len(formats.text_of(turn)) for turn in said)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Makes this process's batches of a step, one for each part of it.
 
     Args:
         plan: Says which rows.
         processor: The model's.
-        start: First step, counted from 0.
+        processes: Of the run.
         by_runs: See `encode`.
     """
 
-    def make(number: int) -> Batch:
-        rows = [encode(row, processor, by_runs=by_runs) for row in plan.step(number)]
-        return collate(rows, padding_token(processor))
+    plan: Plan
+    processor: ProcessorMixin
+    processes: Processes
+    by_runs: bool = False
 
+    def make(self, number: int) -> list[Batch]:
+        """Make the batches of a step, counted from 0."""
+        rows = self.plan.step(number)
+        rows = deal(rows, [bool(row.images) for row in rows])
+        sample = rows[0] if rows[0].images else None
+        parts, own = self.plan.settings.accumulate, self.processes.share(rows)
+        return [self._batch(own[part::parts], sample) for part in range(parts)]
+
+    def _batch(self, rows: Sequence[Row], sample: Row | None) -> Batch:
+        encoded = [encode(row, self.processor, by_runs=self.by_runs) for row in rows]
+        if sample is not None and not any(row.images for row in rows):
+            encoded.append(mute(encode(sample, self.processor, by_runs=self.by_runs)))
+        return collate(encoded, padding_token(self.processor))
+
+
+def batches(make: Callable[[int], list[Batch]], start: int, stop: int) -> Iterator[list[Batch]]:
+    """Make the batches of steps start to stop - 1 in a thread, a little ahead of the steps.
+
+    Args:
+        make: `Parts.make`.
+        start: First step, counted from 0.
+        stop: Step after the last.
+    """
     with ThreadPoolExecutor(1) as pool:
-        pending = [
-            pool.submit(make, number)
-            for number in range(start, min(start + AHEAD, plan.settings.steps))
-        ]
-        for number in range(start + AHEAD, plan.settings.steps + AHEAD):
-            batch = pending.pop(0).result()
-            if number < plan.settings.steps:
+        pending = [pool.submit(make, number) for number in range(start, min(start + AHEAD, stop))]
+        for number in range(start + AHEAD, stop + AHEAD):
+            made = pending.pop(0).result()
+            if number < stop:
                 pending.append(pool.submit(make, number))
-            yield batch
+            yield made
 
 
 def learning_rate(step: int, settings: TrainSection) -> float:

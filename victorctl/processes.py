@@ -1,0 +1,166 @@
+"""The processes of a training run: one, or several that each take their share of every step.
+
+accelerate says which there are and what each computes on: `accelerate launch -m victorctl finetune`
+with any of its configurations for one machine or many, or `victorctl finetune --processes N`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import (
+    FullyShardedDataParallelPlugin,
+    broadcast_object_list,
+    fsdp2_prepare_model,
+    parse_flag_from_env,
+)
+from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from victorctl.data.batches import IGNORED, EncodedRow
+from victorctl.errors import VictorError
+from victorctl.recipe import Run
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """All processes of a run, seen from one of them.
+
+    Args:
+        accelerator: None where there is one process alone.
+    """
+
+    accelerator: Accelerator | None = None
+
+    @classmethod
+    def start(cls, run: Run) -> "Processes":
+        """Find the others, if a launcher has started several.
+
+        Raises:
+            VictorError: If each cannot have a GPU of its own, or FSDP's first version is asked for.
+        """
+        if not distributed.is_torchelastic_launched():
+            return cls()
+        if run.device.startswith("cuda:"):
+            raise VictorError(
+                f"--device {run.device}: one GPU, for several processes",
+                fix="leave --device out; each process takes the next GPU",
+            )
+        on_cpu = run.device == "cpu" or not torch.cuda.is_available()
+        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+        accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[unused])
+        if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+            plugin = FullyShardedDataParallelPlugin()
+            if plugin.fsdp_version != 2:
+                raise VictorError(
+                    "the accelerate configuration asks for the first version of FSDP",
+                    fix="set fsdp_version: 2 in it, as recipes/accelerate/fsdp2.yaml does",
+                )
+            accelerator.state.fsdp_plugin = plugin  # which it leaves out on CPUs
+        return cls(accelerator)
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.accelerator.num_processes if self.accelerator else 1
+
+    @property
+    def number(self) -> int:
+        """Which of them this is, from 0; the first one writes."""
+        return self.accelerator.process_index if self.accelerator else 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and talks."""
+        return self.number == 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each holds a part of every weight alone (FSDP)."""
+        return bool(self.accelerator and self.accelerator.state.fsdp_plugin)
+
+    def place(self, run: Run) -> Run:
+        """Say what this process computes on; all but the first are quiet."""
+        if self.accelerator is None:
+            return run
+        device = str(self.accelerator.device)
+        return replace(run, device=device, quiet=run.quiet or not self.first)
+
+    def prepare(self, module: nn.Module) -> nn.Module:
+        """Let gradients be the means over all processes; sharded weights are other objects then."""
+        if self.sharded:
+            return fsdp2_prepare_model(self.accelerator, module)
+        return self.accelerator.prepare(module) if self.accelerator else module
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Take this process's part."""
+        return items[self.number :: self.count]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add values up over all processes."""
+        return self.accelerator.reduce(values, reduction="sum") if self.accelerator else values
+
+    def any(self, here: bool) -> bool:
+        """Tell whether something holds in any process."""
+        if self.accelerator is None:
+            return here
+        told = torch.tensor(float(here), device=self.accelerator.device)
+        return bool(self.sum(told))
+
+    def wait(self) -> None:
+        """Wait for the others."""
+        if self.accelerator:
+            self.accelerator.wait_for_everyone()
+
+    def adding(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+        """Surround the passes of a part of a step: gradients are shared at its last one."""
+        if self.accelerator is None or last or self.sharded:
+            return nullcontext()
+        return self.accelerator.no_sync(module)
+
+    def from_first(self, make: Callable[[], Item]) -> Item:
+        """Let the first process make something, and give it to all."""
+        made = [make() if self.first else None]
+        if self.accelerator:
+            broadcast_object_list(made)
+        return made[0]
+
+
+def whole_tensor(value: Tensor) -> Tensor:
+    """Put the parts of a tensor together that several processes hold; all must call this."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def put(target: Tensor, value: Tensor) -> Tensor:
+    """Lay out a whole tensor as another one is laid out: on its device, in parts if it is so."""
+    value = value.to(target.device, copy=True)
+    if isinstance(target, DTensor):
+        return distribute_tensor(value, target.device_mesh, target.placements)
+    return value
+
+
+def deal(rows: Sequence[Item], pictured: Iterable[bool]) -> list[Item]:
+    """Order rows so that dealing them out gives every part one with pictures, if there are enough.
+
+    Args:
+        rows: Of one step.
+        pictured: Whether each has pictures.
+    """
+    pairs = sorted(zip(pictured, range(len(rows)), strict=True), key=lambda pair: not pair[0])
+    return [rows[place] for _, place in pairs]
+
+
+def mute(row: EncodedRow) -> EncodedRow:
+    """Take a row's answers away: it is read as any other, and counts for nothing.
+
+    Parts of a step that are all text read one beside it where others have pictures, so that every
+    process runs the same layers.
+    """
+    said = row.conversations[0]
+    silent = replace(said, labels=[IGNORED] * len(said.labels))
+    return replace(row, conversations=(silent,))
