@@ -1,8 +1,9 @@
 """What training is said to need, against PyTorch's counts, published sizes, and sums by hand.
 
 Faults planted and caught: registers left out of the suffix, the teacher's suffix with registers,
-attention's backward counted twice instead of 2.5 times, low-rank updates in prefixes too, norms
-kept in the model's format, logits once instead of twice, moments in half precision.
+attention's backward counted twice instead of 2.5 times, updates at registers in prefixes too, norms
+kept in the model's format, logits once instead of twice, moments in half precision, a step's parts
+left out, the text model's weights not trained, every parameter counted for every layer.
 """
 
 import json
@@ -93,6 +94,20 @@ def test_training_weights_costs_a_product_more_and_gradients_in_the_prefix():
     more = suffix + 3 * 7 * 2 + 2 * prefix + 2.5 * 8 * (5 * 5 + 1)
 
     assert step_flops(SHAPE, full, LOAD) == step_flops(SHAPE, METHOD, LOAD) + 2 * more
+
+
+def test_updates_at_registers_cost_three_products_of_the_questions_alone():
+    adapted = replace(METHOD, rung="register-lora", rank=6, adapted=2)
+    # In + out of a layer's Linears: 48 (test_cost.py). Forward, and gradients of inputs and weights.
+    more = 3 * (2 * 2) * 6 * 48 * 2
+
+    assert step_flops(SHAPE, adapted, LOAD) == step_flops(SHAPE, METHOD, LOAD) + 2 * more
+
+
+def test_a_second_loss_keeps_the_logits_again():
+    both = replace(METHOD, has_distill=True)
+
+    assert saved_bytes(SHAPE, both, LOAD) - saved_bytes(SHAPE, METHOD, LOAD) == 4 * 7 * 2
 
 
 def test_half_precision_halves_all_but_norms_and_logits():
