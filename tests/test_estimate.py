@@ -98,7 +98,7 @@ def test_training_weights_costs_a_product_more_and_gradients_in_the_prefix():
 
 def test_updates_at_registers_cost_three_products_of_the_questions_alone():
     adapted = replace(METHOD, rung="register-lora", rank=6, adapted=2)
-    # In + out of a layer's Linears: 48 (test_cost.py). Forward, and gradients of inputs and weights.
+    # In + out of a layer's Linears: 48 (test_cost.py); forward, and gradients of inputs and weights
     more = 3 * (2 * 2) * 6 * 48 * 2
 
     assert step_flops(SHAPE, adapted, LOAD) == step_flops(SHAPE, METHOD, LOAD) + 2 * more
