@@ -164,3 +164,10 @@ def test_a_sheet_shows_lists_of_rows_as_tables_below_and_bytes_as_sizes(capsys):
         "large  true",
     ]
     assert shown(capsys, {"out": "o"}, table=sheet) == ["out  o"]
+
+
+def test_a_column_that_stands_below_its_rows_is_left_out_where_it_says_nothing(capsys):
+    machines = [{"name": "m" * 70, "change": None}, {"name": "n", "change": "train.steps=1"}]
+
+    found = shown(capsys, {"machines": machines}, table=rows)
+    assert [line for line in found if "change" in line] == ["    change: train.steps=1"]

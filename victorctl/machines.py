@@ -11,7 +11,7 @@ from victorctl.units import size
 
 USED = 0.4  # share of its peak at which a GPU is assumed to compute
 GIB = 2**30
-MOST = 1024  # pictures in one part of a step, at which the search for the largest batch ends
+MOST = 2**20  # pictures in one part of a step, at which the search for the largest batch ends
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,16 @@ def _needed(task: Task, machine: Machine, load: Load) -> tuple[int, str]:
 
 def _largest(task: Task, machine: Machine) -> int:
     """Search for the largest number of pictures in a step that fits; 0 for none."""
-    low, high = 0, MOST + 1
+
+    def fits(rows: int) -> bool:
+        return _needed(task, machine, task.load.resized(rows))[0] <= machine.room
+
+    low, high = 0, 1
+    while high < MOST and fits(high):
+        low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        needed, _ = _needed(task, machine, task.load.resized(middle))
-        low, high = (middle, high) if needed <= machine.room else (low, middle)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low * machine.gpus * task.accumulate
 
 

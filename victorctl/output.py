@@ -51,7 +51,7 @@ def summary(result: Mapping[str, Any]) -> RenderableType:
 def rows(result: Mapping[str, Any]) -> RenderableType:
     """Make a table of the result's first value, a list of rows with the same keys.
 
-    The last columns stand below their row where the terminal is too narrow.
+    The last columns stand below their row where the terminal is too narrow, if they say anything.
     """
     return Lines(partial(_rows, next(iter(result.values()))))
 
@@ -176,7 +176,7 @@ def _rows(entries: Sequence[Mapping[str, Any]], width: int) -> Iterator[Text]:
             continue
         yield _row(cells[:count], widths)
         for key, cell in zip(keys[count:], cells[count:], strict=True):
-            if cell:
+            if cell.plain not in ("", DASH):
                 yield from _below(Text.assemble(f"{key}: ", cell), width)
 
 
