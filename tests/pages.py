@@ -11,6 +11,7 @@ from typing import Any, get_args
 from typer.models import ArgumentInfo
 
 from scripts.measure import name_of
+from tests import estimate_pages
 from victorctl import cli, families, recipes
 from victorctl.groups import GROUPS
 from victorctl.units import flops, milliseconds, percent, size, times
@@ -52,6 +53,7 @@ def blocks() -> dict[Path, str]:
     if file_of("prefill").exists():
         shown = join(shown, prefills(stored("prefill")))
     pages[DOCS / "results.md"] = join(shown, converting(stored("converting")))
+    pages[DOCS / "estimate.md"] = estimate_pages.block(table, file_of("estimate"))
     if file_of("smol-victor").exists():
         real = {"victor": stored("smol-victor")}
         base = stored("smol-base")

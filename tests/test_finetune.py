@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.finetuning import prepare, recipe, run
-from tests.tiny import tiny_data
+from tests.tiny import tiny_data, tiny_model
 from victorctl import checkpoint, lineage, loop, saving
 from victorctl.distill import Distillation
 from victorctl.errors import VictorError
@@ -265,6 +265,23 @@ def test_dry_run_counts_and_writes_nothing(tmp_path, model, data):
 
     assert result["trainable_parameters"] == expected
     assert {path.name for path in tmp_path.iterdir()} == {"model", "data"}
+
+
+def test_dry_run_estimates_from_the_first_steps_rows(tmp_path, model, data):
+    found = finetune(
+        model, recipe=recipe(data, accumulate=2), run=run(tmp_path / "out", dry_run=True)
+    )["estimate"]
+
+    # of 6 steps of 2 rows the first 3 see the 5 conversations
+    assert "The teacher is asked in 3 of 6 steps." in found["assumptions"]
+    assert any("as much as the first: 2 pictures" in said for said in found["assumptions"])
+    assert [one["name"] for one in found["machines"]] == ["1x24GB", "1x80GB", "8x80GB"]
+    assert all(one["fits"] for one in found["machines"])
+    # a model of 100,000 numbers and what the rung adds, in float32; gradients and two moments
+    native = tiny_model().num_parameters()
+    trained = 3 * 32 + 6 * 3 * (64 + 48 + 48 + 64 + 3 * 96)
+    assert found["memory_bytes"]["weights"] == 4 * (native + trained)
+    assert found["memory_bytes"]["optimizer"] == 12 * trained
 
 
 def test_the_lineage_says_what_the_weights_depend_on(tmp_path, model, data):

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from tests import families
 from tests.hub import serving
 from tests.processors import CASES, PROCESSORS, tiny_family
-from tests.tiny import tiny_llava, tiny_picture
+from tests.tiny import tiny_llava, tiny_model, tiny_picture
 from victorctl import checkpoint, parity
 from victorctl.convert import convert
 from victorctl.errors import VictorError
@@ -72,6 +72,28 @@ def test_the_estimate_is_that_of_the_folders_own_settings(victor):
 
     ours, base = flops(84, 84, 84, 68, 68, 68), flops(*[80] * 6)
     assert found["flops_ratio"] == pytest.approx(ours / base)
+
+
+def test_a_recipes_training_is_estimated_without_weights(llava):
+    for file in llava.glob("model*"):
+        file.unlink()
+    recipe = load_recipe(flags={"victor.registers": 5, "train.rung": "registers"})
+
+    found = look(str(llava), recipe=recipe)
+
+    assert found["parameters"] is None
+    assert found["estimate"]["registers"] == 5
+    numbers = tiny_model().num_parameters()
+    assert found["training"]["memory_bytes"]["weights"] == 2 * numbers + 4 * 5 * 32
+    assert all(one["fits"] for one in found["training"]["machines"])
+    assert "training" not in look(str(llava))
+
+
+def test_training_is_not_estimated_where_visual_tokens_are_not_known(tmp_path):
+    families.tiny_family("mistral3").save_pretrained(tmp_path / "model")
+
+    with pytest.raises(VictorError, match="model: only its processor knows how many visual tokens"):
+        look(str(tmp_path / "model"), recipe=load_recipe())
 
 
 def test_low_rank_updates_cost_something(victor):

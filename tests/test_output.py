@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from victorctl.output import hint, rows, show, summary, tables
+from victorctl.output import hint, rows, sheet, show, summary, tables
 from victorctl.units import DASH
 
 RESULT = {
@@ -147,3 +147,27 @@ def test_several_tables_have_an_empty_line_between_them(capsys):
     result = {"families": [{"family": "llava"}], "text_models": [{"text_model": "llama"}]}
     wanted = ["family", "llava", "", "text_model", "llama"]
     assert shown(capsys, result, table=tables) == wanted
+
+
+def test_a_sheet_shows_lists_of_rows_as_tables_below_and_bytes_as_sizes(capsys):
+    machines = [{"name": "small", "fits": False}, {"name": "large", "fits": True}]
+    result = {"out": "o", "estimate": {"memory_bytes": {"weights": 2048}, "machines": machines}}
+
+    assert shown(capsys, result, table=sheet) == [
+        "out             o",
+        "estimate",
+        "  memory_bytes",
+        "    weights     2.00 KiB",
+        "",
+        "name   fits",
+        "small  false",
+        "large  true",
+    ]
+    assert shown(capsys, {"out": "o"}, table=sheet) == ["out  o"]
+
+
+def test_a_column_that_stands_below_its_rows_is_left_out_where_it_says_nothing(capsys):
+    machines = [{"name": "m" * 70, "change": None}, {"name": "n", "change": "train.steps=1"}]
+
+    found = shown(capsys, {"machines": machines}, table=rows)
+    assert [line for line in found if "change" in line] == ["    change: train.steps=1"]

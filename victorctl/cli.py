@@ -24,12 +24,13 @@ from victorctl.options import (
     Seed,
     Source,
     Threads,
+    asked_for,
     named,
     parse_size,
     print_version,
     setting,
 )
-from victorctl.output import hint, rows, show, tables
+from victorctl.output import hint, rows, sheet, show, tables
 from victorctl.recipe import Recipe, Run, load_recipe
 
 app = typer.Typer(
@@ -202,7 +203,7 @@ def finetune(
     following = hint(
         "eval", out, "--data", held_out(settings), *recipes.spell(recipe), dry_run=dry_run
     )
-    show("finetune", result, as_json=json, following=following)
+    show("finetune", result, as_json=json, table=sheet, following=following)
 
 
 @app.command("eval")
@@ -317,6 +318,8 @@ def inspect(
     picture: Picture = "640x480",
     vision_tower: Annotated[str | None, setting("convert.vision_tower", "SOURCE")] = None,
     base: Annotated[str | None, setting("convert.base", "SOURCE")] = None,
+    recipe: RecipeFile = None,
+    changes: Changes = None,
     json: Json = False,
 ) -> None:
     """Say what a model is, what Victor would do to it, or what it has become.
@@ -326,7 +329,8 @@ def inspect(
     from victorctl.inspect import inspect as stage
 
     how = {"picture": parse_size(picture), "vision_tower": vision_tower, "base": base}
-    show("inspect", stage(source, **how), as_json=json)
+    how["recipe"] = asked_for(recipe, changes)
+    show("inspect", stage(source, **how), as_json=json, table=sheet)
 
 
 @app.command()

@@ -7,7 +7,7 @@ import copy
 import inspect
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 from victorctl.data.batches import to_model
 
 ANY_SIDE = 256  # in pixels, of random pictures for towers that name no size
+TOWERS = ("vision_tower", "vision_model", "image_tower", "video_tower")
 
 
 def see(model: PreTrainedModel, pixels: Mapping[str, Tensor]) -> Any:
@@ -126,3 +127,47 @@ def take(left: deque[Tensor], count: int) -> list[Tensor]:
         found.append(feature[:count])
         count -= len(found[-1])
     return found
+
+
+class Outline(NamedTuple):
+    """How large the parts of a model are, and how many pictures its tower reads for one."""
+
+    parameters: int
+    text: int
+    """Of these, in the text model and the output layer."""
+    projector: int
+    """Of these, between the tower and the text model."""
+    tiles: int
+
+
+def outline(
+    native: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    picture: tuple[int, int] | None = None,
+) -> Outline:
+    """Measure a model without any weights, from one of its layers.
+
+    Args:
+        native: Its class.
+        config: Its configuration.
+        picture: Size of the picture that is read.
+    """
+    with torch.device("meta"):
+        model = native(seeing_config(config))
+    text = model.get_decoder()
+    layers = config.get_text_config().num_hidden_layers
+    words = [*text.named_parameters(), ("head", model.lm_head.weight)]
+    counts = {
+        id(value): value.numel() * (layers if name.startswith("layers.") else 1)
+        for name, value in words
+    }
+    towers = [getattr(model.model, name) for name in TOWERS if hasattr(model.model, name)]
+    seeing = {id(value): value.numel() for tower in towers for value in tower.parameters()}
+    others = {
+        id(value): value.numel()
+        for value in model.parameters()
+        if id(value) not in counts.keys() | seeing.keys()
+    }
+    said, seen, between = (sum(part.values()) for part in (counts, seeing, others))
+    pixels = noise(model, picture, "meta")["pixel_values"]
+    return Outline(said + seen + between, said, between, pixels.shape[:-3].numel())

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from victorctl import checkpoint, folders, lineage, logs, plots, saving
+from victorctl import checkpoint, folders, foresight, lineage, logs, plots, saving
 from victorctl.data.mixtures import open_training
 from victorctl.data.rows import Rows
 from victorctl.distill import Distillation
@@ -75,7 +75,8 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     }
     folders.check_space(out, _bytes(model, out, network, state, result["trainable_parameters"]))
     if run.dry_run:
-        return result
+        plan = Plan(rows, train, recipe.seed)
+        return result | {"estimate": foresight.of_run(network, parameters, plan, processor)}
     parent = lineage.weights_sha256(model, base)
     if train.has_teacher and not intact:
         say(

@@ -7,8 +7,9 @@ from typing import Any
 import transformers
 from PIL import Image
 
-from victorctl import cost, weights
+from victorctl import cost, foresight, weights
 from victorctl.checkpoint import (
+    PICKLES,
     check_plain,
     has_processor,
     load_config,
@@ -23,12 +24,13 @@ from victorctl.data.conversations import Row
 from victorctl.data.pictures import process
 from victorctl.errors import VictorError
 from victorctl.families import Family, family_of, is_original
-from victorctl.features import count_visual_tokens
+from victorctl.features import count_visual_tokens, outline
 from victorctl.layouts.translation import Translation, translate
 from victorctl.lineage import read_lineage
 from victorctl.modeling_victor import WEIGHTS
+from victorctl.recipe import Recipe
 from victorctl.sections import ConvertSection, VictorSection
-from victorctl.sources import Source, open_source
+from victorctl.sources import BASE_INDEX, Source, open_source
 
 PICTURE = 480, 640  # height and width of most pictures in COCO
 TEXT = 64  # tokens of the prompt beside the picture, in the estimate
@@ -40,6 +42,7 @@ def inspect(
     picture: tuple[int, int] = PICTURE,
     vision_tower: str | None = None,
     base: str | None = None,
+    recipe: Recipe | None = None,
 ) -> dict[str, Any]:
     """Describe a model from its configuration and the headers of its weights.
 
@@ -48,6 +51,8 @@ def inspect(
         picture: Height and width in pixels of the picture that visual tokens are counted of.
         vision_tower: Of an original whose weights hold none: a folder, or Hub id.
         base: Language model of an original that is an update or a projector, alike.
+        recipe: Estimate what this one's training would need; its `victor` is for a model that is
+            not converted yet.
 
     Returns:
         The keys of `inspect --json`.
@@ -70,7 +75,8 @@ def inspect(
     layout = translation.kind if translation else "hf" if settings is None else "victor"
     with refusing_values(f"{place.name}: config.json"):
         visual = _visual_tokens(place, family, config, picture)
-    return {
+    chosen = settings or _settings(recipe.victor if recipe else VictorSection(), shape)
+    found = {
         "source": place.name,
         "family": family.model_type,
         "layout": layout,
@@ -81,8 +87,25 @@ def inspect(
         "dtype": numbers.most_common(1)[0][0] if numbers else _name(config.dtype),
         "visual_tokens": visual,
         "victor": None if settings is None else _describe(place, settings),
-        "estimate": _estimate(shape, visual, settings),
+        "estimate": _estimate(shape, visual, chosen),
     }
+    if recipe is None:
+        return found
+    if not visual:
+        raise VictorError(
+            f"{place.name}: only its processor knows how many visual tokens a picture has, and it "
+            "is not there",
+            fix="leave out --recipe and --set",
+        )
+    seen = outline(getattr(transformers, family.native), config, picture)
+    how = {"visual": visual, "victor": chosen}
+    return found | {"training": foresight.of_config(config, recipe.train, seen, **how)}
+
+
+def _settings(victor: VictorSection, shape: cost.Shape) -> dict[str, Any]:
+    """Say what a model that is not converted would become."""
+    drop = victor.drop_layer or default_drop_layer(shape.layers)
+    return {"registers": victor.registers, "drop_layer": drop}
 
 
 def _visual_tokens(
@@ -113,6 +136,9 @@ def _count_numbers(source: Source) -> Counter[str]:
     if not source.is_here:
         return _count_on_hub(source)
     numbers: Counter[str] = Counter()
+    kinds = {".safetensors", *PICKLES}
+    if not any(path.suffix in kinds or path.name == BASE_INDEX for path in source.folder.iterdir()):
+        return numbers  # a configuration by itself, or with a tokenizer
     for file in weight_files(source.folder):
         for entry in weights.read_entries(file):
             numbers[weights.NAMES.get(entry.dtype, entry.dtype)] += entry.count
@@ -154,15 +180,11 @@ def _describe(source: Source, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _estimate(
-    shape: cost.Shape, tokens: int | None, settings: dict[str, Any] | None
+    shape: cost.Shape, tokens: int | None, chosen: dict[str, Any]
 ) -> dict[str, float] | None:
     """Compare the prefill of one picture and a short question with the unconverted model's."""
     if not tokens or shape.layers < 2:
         return None
-    chosen = settings or {
-        "registers": VictorSection().registers,
-        "drop_layer": default_drop_layer(shape.layers),
-    }
     k, m = chosen["drop_layer"], chosen["registers"]
     visual = {"visual": tokens, "text": TEXT}
     ours = cost.tokens_per_layer(shape.layers, k, registers=m, **visual)

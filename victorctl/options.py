@@ -8,7 +8,7 @@ import typer.core
 
 from victorctl import __version__, launch, recipes
 from victorctl.errors import VictorError
-from victorctl.recipe import Recipe, flag
+from victorctl.recipe import Recipe, flag, load_recipe
 
 LONGEST = 100_000  # pixels of a picture's side
 
@@ -99,6 +99,11 @@ Device = Annotated[str, typer.Option(help="Where to compute.", metavar="auto|cpu
 Dtype = Annotated[str, typer.Option(help="Number format.", metavar="auto|bf16|fp16|fp32")]
 Attn = Annotated[str, typer.Option(help="Attention.", metavar="sdpa|eager")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; torch's choice if not given.")]
+
+
+def asked_for(file: Path | None, changes: list[str] | None) -> Recipe | None:
+    """Read a recipe where one is asked for: by a file, or by a change of the defaults."""
+    return load_recipe(file, settings=changes) if file or changes else None
 
 
 def print_version(wanted: bool) -> None:

@@ -52,7 +52,7 @@ def summary(result: Mapping[str, Any]) -> RenderableType:
 def rows(result: Mapping[str, Any]) -> RenderableType:
     """Make a table of the result's first value, a list of rows with the same keys.
 
-    The last columns stand below their row where the terminal is too narrow.
+    The last columns stand below their row where the terminal is too narrow, if they say anything.
     """
     return Lines(partial(_rows, next(iter(result.values()))))
 
@@ -61,6 +61,12 @@ def tables(result: Mapping[str, Any]) -> RenderableType:
     """Make a table of every value of the result, with an empty line between two."""
     made = [rows({key: value}) for key, value in result.items()]
     return Group(made[0], *(part for table in made[1:] for part in ("", table)))
+
+
+def sheet(result: Mapping[str, Any]) -> RenderableType:
+    """Summarise, and put a table of every list of rows below it, wherever it stands."""
+    plain, found = _apart(result)
+    return Group(summary(plain), *(part for table in found for part in ("", rows({"": table}))))
 
 
 def hint(*words: str | Path | None, dry_run: bool = False) -> str:
@@ -106,17 +112,36 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _flat(result: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, list[Text]]]:
-    """List the keys, indented, and what each says: a line for a number, one for every sentence."""
+def _apart(result: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    """Take lists of rows out of a result."""
+    plain, found = {}, []
+    for key, value in result.items():
+        if isinstance(value, Mapping):
+            plain[key], inner = _apart(value)
+            found += inner
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            found.append(value)
+        else:
+            plain[key] = value
+    return plain, found
+
+
+def _flat(
+    result: Mapping[str, Any], indent: str = "", unit: str = ""
+) -> Iterator[tuple[str, list[Text]]]:
+    """List the keys, indented, and what each says: a line for a number, one for every sentence.
+
+    Numbers below a key that ends in "bytes" are bytes.
+    """
     for key, value in result.items():
         if isinstance(value, Mapping) and value:
             yield indent + key, []
-            yield from _flat(value, indent + GAP)
+            yield from _flat(value, indent + GAP, key if key.endswith("bytes") else "")
         elif isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
             if value:
                 yield indent + key, [Text(each) for each in value]
         else:
-            yield indent + key, [_text(key, value)]
+            yield indent + key, [_text(unit or key, value)]
 
 
 def _summary(entries: Sequence[tuple[str, list[Text]]], width: int) -> Iterator[Text]:
@@ -154,7 +179,7 @@ def _rows(entries: Sequence[Mapping[str, Any]], width: int) -> Iterator[Text]:
             continue
         yield _row(cells[:count], widths)
         for key, cell in zip(keys[count:], cells[count:], strict=True):
-            if cell:
+            if cell.plain not in ("", DASH):
                 yield from _below(Text.assemble(f"{key}: ", cell), width)
 
 
