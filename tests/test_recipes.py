@@ -7,9 +7,11 @@ from victorctl.errors import VictorError
 from victorctl.recipe import load_recipe
 
 SHIPPED = [
-    *("demo/lora", "demo/quick", "demo/registers", "demo/victor"),
-    *("llava-1.5-7b/victor", "smol/victor"),
+    *("demo/lora", "demo/quick", "demo/registers", "demo/victor", "llava-1.5-13b/victor"),
+    *(f"llava-1.5-7b/{name}" for name in ("paper-stage-1", "paper-stage-2", "victor")),
+    *("llava-onevision-qwen2-7b/victor", "llava-v1.6-mistral-7b/victor", "smol/victor"),
 ]
+BESIDE = ["accelerate/ddp", "accelerate/fsdp2"]  # configurations that accelerate reads
 
 
 def test_every_recipe_that_ships_is_found_and_valid():
@@ -17,13 +19,26 @@ def test_every_recipe_that_ships_is_found_and_valid():
 
     assert list(found) == SHIPPED
     for name, file in found.items():
-        assert load_recipe(file).train.rung in ("registers", "deep", "register-lora", "lora"), name
+        keeps = load_recipe(file).train.keeps_base
+        assert keeps == (name != "demo/lora" and "paper" not in name), name
+    with pytest.raises(VictorError, match="accelerate/ddp: neither a file nor one of our recipes"):
+        recipes.find("accelerate/ddp")
+
+
+def test_the_papers_own_training_has_no_teacher_no_decay_and_its_two_rates():
+    one, two = (load_recipe(recipes.find(f"llava-1.5-7b/paper-stage-{n}")).train for n in (1, 2))
+
+    assert (one.rung, two.rung) == ("registers+projector", "full+projector")
+    assert {one.base_learning_rate, one.learning_rate, one.register_learning_rate} == {1e-4, None}
+    assert {two.base_learning_rate, two.learning_rate, two.register_learning_rate} == {2e-5, None}
+    for stage in (one, two):
+        assert (stage.distill, stage.weight_decay, stage.cross_entropy) == (0, 0, 1)
 
 
 def test_a_recipe_says_in_its_first_line_what_it_does():
     summaries = recipes.summaries()
 
-    assert [row["name"] for row in summaries] == SHIPPED
+    assert [row["name"] for row in summaries] == BESIDE + SHIPPED
     assert all(row["about"].endswith(".") for row in summaries)
 
 
@@ -74,7 +89,7 @@ def test_copies_into_the_working_directory_unless_told_otherwise(tmp_path, monke
 
     with pytest.raises(VictorError, match=r"no/such/r\.yaml: no such file .*\n  fix: give another"):
         copy(Path("no/such/r.yaml"))
-    with pytest.raises(VictorError, match="no recipe called 'victor'\n  fix: use one of: demo/l"):
+    with pytest.raises(VictorError, match="no recipe called 'victor'\n  fix: use one of: accel"):
         recipes.copy("victor", out=None, overwrite=False)
 
 
@@ -98,7 +113,7 @@ def test_explains_each_key_with_type_range_default_and_meaning():
 def test_every_key_has_a_meaning():
     rows = recipes.describe()
 
-    assert len(rows) == 53
+    assert len(rows) == 59
     assert all(row["meaning"].endswith((".", "?")) for row in rows)
 
 

@@ -10,6 +10,8 @@ from victorctl.recipe import Recipe
 from victorctl.sections import Section
 from victorctl.yaml_tree import YamlTree
 
+OTHERS = "accelerate/"  # begins the names of files that accelerate reads
+
 
 def folder() -> Path:
     """Where the recipes are: inside an installed package, or beside it in a checkout."""
@@ -18,11 +20,16 @@ def folder() -> Path:
     return shipped if shipped.is_dir() else package.parent / "recipes"
 
 
-def names() -> dict[str, Path]:
-    """Map names such as `demo/victor` to their files."""
+def files() -> dict[str, Path]:
+    """Map names such as `demo/victor` to files: recipes, and configurations of accelerate."""
     home = folder()
-    files = sorted(home.rglob("*.yaml"))
-    return {file.relative_to(home).with_suffix("").as_posix(): file for file in files}
+    found = sorted(home.rglob("*.yaml"))
+    return {file.relative_to(home).with_suffix("").as_posix(): file for file in found}
+
+
+def names() -> dict[str, Path]:
+    """Map the names of recipes to their files."""
+    return {name: file for name, file in files().items() if not name.startswith(OTHERS)}
 
 
 def find(name: str) -> Path:
@@ -50,16 +57,16 @@ def spell(path: Path | None) -> list[str]:
 
 
 def summaries() -> list[dict[str, str]]:
-    """Name each recipe and say what it does: the first line of its file."""
+    """Name each file and say what it does: its first line."""
     return [
         {"name": name, "about": file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")}
-        for name, file in names().items()
+        for name, file in files().items()
     ]
 
 
 def copy(name: str, *, out: Path | None, overwrite: bool) -> Path:
     """Copy a recipe into the working directory, or to `out`, to be changed there."""
-    known = names()
+    known = files()
     if name not in known:
         raise VictorError(f"no recipe called '{name}'", fix=f"use one of: {', '.join(known)}")
     target = out or Path(known[name].name)
