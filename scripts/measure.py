@@ -155,7 +155,7 @@ STUDIES["demo/ladder"] = Study(
 STUDIES["smol/ladder"] = Study(
     recipe="smol/victor",
     shared={
-        "train.steps": 40,
+        "train.steps": 30,
         "train.batch_size": 4,
         "train.base_learning_rate": 1e-4,
         **QUESTIONS,
