@@ -1,17 +1,20 @@
-"""The order of the data, what is trained, and the learning rate.
+"""What each step sees, whoever shares it, and the learning rate.
 
-Faults planted and caught: a plan that starts each epoch in the same order; offsets that are drawn
-again, that learn at the rate of everything else, or that another rung trains.
+Faults planted and caught: a plan that starts each epoch in the same order; groups of like length
+that come in the order of their lengths, or that lose a row; a part without pictures.
 """
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
-from tests.victor_models import victor_llava
-from victorctl.data.conversations import open_data
-from victorctl.errors import VictorError
-from victorctl.rungs import choose_parameters, make_optimizer
+from tests.tiny import tiny_conversation, tiny_processor, tiny_rows
+from victorctl.data.batches import IGNORED
+from victorctl.data.conversations import Row, open_data
+from victorctl.processes import Processes
 from victorctl.sections import TrainSection
-from victorctl.training import Plan, learning_rate
+from victorctl.training import Parts, Plan, learning_rate
 
 
 def test_a_plan_sees_every_row_once_an_epoch_in_an_order_of_its_own():
@@ -39,44 +42,60 @@ def test_the_rate_rises_then_falls_to_nothing():
     assert 0 < rates[9] < 0.05
 
 
-def test_deep_gives_the_registers_offsets_that_are_zero_and_trains_nothing_else():
-    model = victor_llava(drop_layer=3)
-
-    chosen = choose_parameters(model, TrainSection(rung="deep"))
-
-    offsets = ["victor.offsets.1.weight", "victor.offsets.2.weight"]
-    assert list(chosen) == ["victor.registers.weight", *offsets]
-    assert not any(chosen[name].any() for name in offsets)
-    assert model.config.victor["deep"] is True
+def of_length(letters):
+    """A row of text whose answer has so many letters."""
+    said = tiny_conversation(images=0)
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "x" * letters}]}
+    return Row(str(letters), (), (replace(said, messages=(said.messages[0], answer)),))
 
 
-def test_deep_goes_on_with_the_offsets_that_there_are_and_other_rungs_leave_them_alone():
-    model = victor_llava(drop_layer=3, deep=True)
-    before = model.victor.offsets["2"].weight.clone()
+def test_rows_of_like_length_share_a_step_and_every_row_still_comes_once_an_epoch():
+    lengths = [int(n) for n in np.random.default_rng(0).permutation(np.arange(1, 25))]
+    rows = [of_length(n) for n in lengths]
+    plan = Plan(rows, TrainSection(batch_size=5, group_by_length=True), seed=3)
+    steps = [[int(row.id) for row in plan.step(number)] for number in range(20)]  # 4.2 epochs
+    seen = [n for step in steps for n in step]
 
-    assert len(choose_parameters(model, TrainSection(rung="deep"))) == 3
-    assert model.victor.offsets["2"].weight.equal(before)
-    for rung in ("registers", "register-lora"):
-        chosen = choose_parameters(model, TrainSection(rung=rung))
-        assert not any("offsets" in name for name in chosen), rung
-    assert model.config.victor["deep"] is True
+    for epoch in range(4):
+        assert sorted(seen[24 * epoch : 24 * epoch + 24]) == sorted(lengths)
+    # of an epoch's 24 rows, 20 make whole steps: of 5 that follow each other in length
+    whole = [step for number, step in enumerate(steps) if number % 5 != 4]
+    assert all(max(step) - min(step) <= 8 for step in whole)
+    starts = [min(step) for step in steps[:4]]
+    assert starts != sorted(starts)  # yet the steps themselves come in no order
+    assert plan.step(7) == Plan(rows, plan.settings, seed=3).step(7)
 
 
-def test_deep_needs_a_layer_between_the_first_and_the_drop():
-    sentence = r"deep adds .* drop_layer is 1\n  fix: use --train registers, or .*--drop-layer 2"
-    with pytest.raises(VictorError, match=sentence):
-        choose_parameters(victor_llava(drop_layer=1), TrainSection(rung="deep"))
+class Of(Processes):
+    """One of several processes, without the others."""
+
+    def __init__(self, number, count):
+        self.__dict__.update(accelerator=None, sharded=False, _number=number, _count=count)
+
+    number = property(lambda self: self._number)
+    count = property(lambda self: self._count)
 
 
-def test_registers_and_offsets_learn_at_one_rate_and_all_else_at_another():
-    settings = TrainSection(rung="register-lora", learning_rate=1, register_learning_rate=2)
-    model = victor_llava(deep=True)
-    parameters = choose_parameters(model, settings)
-    parameters["victor.offsets.1.weight"] = model.victor.offsets["1"].weight
+def texts(count):
+    return [Row(f"text-{n}", (), (tiny_conversation(images=0, seed=n),)) for n in range(count)]
 
-    groups = make_optimizer(parameters, settings).param_groups
 
-    rates = {id(value): group["peak"] for group in groups for value in group["params"]}
-    assert {name: rates[id(value)] for name, value in parameters.items()} == {
-        name: 1 if "adapters" in name else 2 for name in parameters
-    }
+@pytest.mark.parametrize(("pictured", "said"), [(5, 7), (1, 11), (0, 12)])
+def test_processes_and_parts_share_a_step_and_each_reads_a_picture_where_one_does(pictured, said):
+    rows = [*texts(said), *tiny_rows(pictured, questions=1)]
+    plan = Plan(rows, TrainSection(batch_size=12, accumulate=2), seed=0)
+    made = [
+        batch
+        for number in range(2)
+        for batch in Parts(plan, tiny_processor(), Of(number, 2)).make(0)
+    ]
+
+    whole = Plan(rows, TrainSection(batch_size=12), seed=0)
+    (alone,) = Parts(whole, tiny_processor(), Processes()).make(0)
+    counts = [[n for n in batch.counts if n] for batch in made]  # of rows that count
+    assert sorted(n for part in counts for n in part) == sorted(alone.counts)
+    assert {len(part) for part in counts} == {3}
+    shown = [bool(batch.prefix.shape[1]) for batch in made]
+    assert shown == [pictured > 0] * 4
+    silent = sum(int((batch.labels == IGNORED).all(dim=1).sum()) for batch in made)
+    assert silent == (max(0, 4 - pictured) if pictured else 0)

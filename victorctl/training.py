@@ -72,8 +72,7 @@ class Plan:
         draw, found = np.random.default_rng((self.seed, GROUPED, epoch)), [order[:lead]]
         for start in range(lead, len(order), size * STEPS_IN_GROUP):
             group = order[start : start + size * STEPS_IN_GROUP]
-            lengths = [length(self.rows[int(number)]) for number in group]
-            group = group[np.argsort(lengths, kind="stable")]
+            group = np.array(sorted(group, key=lambda number: length(self.rows[int(number)])))
             whole = len(group) - len(group) % size
             steps = group[:whole].reshape(-1, size)
             found += [*draw.permutation(steps), group[whole:]]
