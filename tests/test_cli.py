@@ -26,6 +26,7 @@ COMMANDS = (
     "families",
     "doctor",
     "recipes",
+    "bench",
 )
 
 
@@ -52,22 +53,10 @@ def stages(monkeypatch):
     sys.modules["victorctl.push"].after = lambda _result: ["pull", "ada/victor", "--out", "FOLDER"]
     stand_in("pull", "pull", {"out": "o"})
     stand_in("demo", "demo", {"folder": "d", "eval": {"accuracy": 0.5}})
+    stand_in("bench", "train", {"seconds": {"naive": 1.5}})
     stand_in("families", "describe", {"families": [{"family": "llava"}]})
     stand_in("report", "table", "the table")
     return calls
-
-
-@pytest.fixture
-def victorctl(monkeypatch, capsys):
-    """Run the command line in this process: exit code, stdout, stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["victorctl", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        return stop.value.code or 0, *capsys.readouterr()
-
-    return run
 
 
 def failing(monkeypatch, error):
@@ -277,6 +266,7 @@ def test_a_stage_ends_with_the_next_command_on_stderr(victorctl, stages, argumen
         ("recipes", "recipes", "recipes"),
         ("recipes list", "recipes", "recipes"),
         ("recipes keys", "recipes-keys", "keys"),
+        ("bench train", "bench-train", "seconds"),
     ],
 )
 def test_json_is_one_object_with_schema_and_result(victorctl, stages, arguments, schema, key):
@@ -292,22 +282,6 @@ def test_people_get_tables(victorctl, stages):
     assert "llava" in victorctl("families")[1]
     assert "demo/victor" in victorctl("recipes")[1]
     assert "train.rank" in victorctl("recipes", "keys")[1]
-
-
-def test_keys_are_explained_for_a_file_or_a_recipe_of_ours(victorctl, tmp_path):
-    (tmp_path / "r.yaml").write_text("train: {steps: 7}\n")
-    for name, steps in ((str(tmp_path / "r.yaml"), "7"), ("demo/quick", "500")):
-        rows = json.loads(victorctl("recipes", "keys", name, "--json")[1])["keys"]
-        assert {row["key"]: row["here"] for row in rows}["train.steps"] == steps
-
-
-def test_recipes_are_copied(victorctl, tmp_path):
-    target = tmp_path / "mine.yaml"
-    code, out, err = victorctl("recipes", "copy", "demo/lora", "--out", str(target), "--json")
-
-    assert (code, json.loads(out)["file"]) == (0, str(target))
-    assert err == f"next: victorctl recipes keys {target}\n"
-    assert victorctl("recipes", "copy", "demo/lora", "--out", str(target))[0] == 1
 
 
 ALL = [info for app in (cli.app, *groups.GROUPS.values()) for info in app.registered_commands]
@@ -328,7 +302,7 @@ def test_the_example_of_every_command_runs(victorctl, stages, name, tmp_path, mo
 
 
 def test_every_command_says_in_one_line_what_it_does(victorctl):
-    assert len(EXAMPLES) == 12
+    assert len(EXAMPLES) == 13
     for info in ALL:
         about, empty, example = info.callback.__doc__.strip().splitlines()
         assert (about[-1], empty, example.split()[0]) == (".", "", "Example:")
@@ -394,7 +368,7 @@ def test_command_bodies_are_straight_lines():
         and any("command" in ast.dump(d) for d in node.decorator_list)
     ]
 
-    assert len(commands) == 12
+    assert len(commands) == 13
     for command in commands:
         found = [type(node).__name__ for node in ast.walk(command) if isinstance(node, branches)]
         assert not found, f"{command.name} has {found}"

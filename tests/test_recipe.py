@@ -115,7 +115,8 @@ def test_all_errors_of_a_file_come_at_once_in_its_order_each_with_its_line(write
         "r.yaml:6: unknown key 'train.warmup_ratio'; did you mean 'train.warmup'?",
         "r.yaml:7: train.rung: expected registers, deep, register-lora or lora, got full",
         "r.yaml:8: unknown key 'trian'; did you mean 'train'?",
-        "r.yaml:9: unknown key 'batch_size'; did you mean 'train.batch_size' or 'eval.batch_size'?",
+        "r.yaml:9: unknown key 'batch_size'; did you mean 'train.batch_size' or 'eval.batch_size' "
+        "or 'bench.batch_size'?",
     ]
 
 

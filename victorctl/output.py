@@ -103,17 +103,20 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _flat(result: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, list[Text]]]:
+def _flat(
+    result: Mapping[str, Any], indent: str = "", above: str = ""
+) -> Iterator[tuple[str, list[Text]]]:
     """List the keys, indented, and what each says: a line for a number, one for every sentence."""
     for key, value in result.items():
         if isinstance(value, Mapping) and value:
             yield indent + key, []
-            yield from _flat(value, indent + GAP)
+            yield from _flat(value, indent + GAP, key)
         elif isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
             if value:
                 yield indent + key, [Text(each) for each in value]
         else:
-            yield indent + key, [_text(key, value)]
+            unit = above if above.endswith("bytes") else key
+            yield indent + key, [_text(unit, value)]
 
 
 def _summary(entries: Sequence[tuple[str, list[Text]]], width: int) -> Iterator[Text]:

@@ -181,10 +181,10 @@ class BenchSection(Section):
     """The model of random weights that speed is measured on."""
 
     layers: int = Field(32, ge=3)
-    """Layers of its language model; the visual tokens leave where convert would let them."""
+    """Layers of the measured language model; the visual tokens leave where convert lets them."""
 
     width: int = Field(512, ge=32, multiple_of=32)
-    """Width of its language model, a multiple of 32."""
+    """Width of the measured language model, a multiple of 32."""
 
     batch_size: int = Field(4, ge=1)
     """Pictures in one step."""
