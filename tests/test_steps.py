@@ -1,8 +1,10 @@
 """The steps that ours are measured against do the same, without a shortcut.
 
 Faults planted and caught: the teacher with its registers on, features of another row, answers one
-position late, the prefix left out of the mask.
+position late, padding attended to.
 """
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +20,14 @@ from victorctl.steps import Trainee, answer_loss, naive_loss
 from victorctl.training import choose_parameters
 
 SETTINGS = TrainSection(cross_entropy=0.7, distill=0.9, temperature=2.0, top_k=5, rank=3)
-ROWS = [*tiny_rows(3, questions=2), *tiny_rows(1, questions=1)]
+LATER = {"role": "system", "content": [{"type": "text", "text": "look"}]}  # before its picture
+ROWS = tiny_rows(4, questions=2)
+ROWS[1] = replace(
+    ROWS[1],
+    conversations=tuple(
+        replace(said, messages=(LATER, *said.messages)) for said in ROWS[1].conversations
+    ),
+)
 
 
 def batch_of(rows=ROWS):
