@@ -1,4 +1,8 @@
-"""What a training step costs is measured on steps that are what they are called."""
+"""What a training step costs is measured on steps that are what they are called.
+
+Faults planted and caught: a cache that is full is filled, one that is never full, a tower that is
+trained, memory of a step that counts the weights.
+"""
 
 import importlib
 

@@ -1,4 +1,7 @@
-"""A peak is that of the work alone, and begins anew each time."""
+"""A peak is that of the work alone, and begins anew each time.
+
+Fault planted and caught: a peak that does not begin anew.
+"""
 
 from pathlib import Path
 
