@@ -22,6 +22,7 @@ from tests.result_pages import (
     studies,
     summary,
     table,
+    training_steps,
     typed,
 )
 from victorctl import cli, families, recipes
@@ -62,6 +63,8 @@ def blocks() -> dict[Path, str]:
     pages[README] = in_short(measured["victor"])
     if file_of("prefill").exists():
         shown = join(shown, prefills(stored("prefill")))
+    if file_of("bench-train").exists():
+        shown = join(shown, training_steps(stored("bench-train")["runs"]))
     pages[DOCS / "results.md"] = join(shown, converting(stored("converting")))
     if file_of("smol-victor").exists():
         real = {"victor": stored("smol-victor")}

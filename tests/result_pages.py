@@ -186,6 +186,45 @@ def prefills(found: dict[str, Any]) -> str:
     )
 
 
+def training_steps(runs: list[dict[str, Any]]) -> str:
+    """Show what an optimiser step takes, in several ways, on several kinds of data."""
+    return join(*map(training_step, runs))
+
+
+def training_step(found: dict[str, Any]) -> str:
+    seconds, peaks, above = (
+        found[key] for key in ("seconds", "peak_memory_bytes", "step_memory_bytes")
+    )
+
+    def memory(values: dict[str, int], name: str) -> tuple[str, str]:
+        if name not in values:
+            return "", ""
+        return size(values[name]), f"{values[name] / values['naive']:.2f}"
+
+    rows = [
+        (
+            f"`{name}`",
+            f"{spent:.2f} s",
+            f"{spent / seconds['naive']:.2f}",
+            *memory(peaks, name),
+            *memory(above, name),
+        )
+        for name, spent in seconds.items()
+    ]
+    head = ("step", "time", "of naive", "memory", "of naive", "without weights", "of naive")
+    before, ratio = found["text_before"], found["ratio"]
+    return (
+        f"An optimiser step of `{found['train']['rung']}`, {found['batch_size']} pictures with "
+        f"{found['questions']} questions each, {found['visual_tokens']} visual tokens between "
+        f"{before} and {found['text_tokens'] - before} tokens of text, {found['registers']} "
+        f"registers, visual tokens leave at layer {found['drop_layer']} of {found['layers']}, "
+        f"{found['width']} wide, {found['dtype']}, threads: {found['threads']}; medians of "
+        f"{found['repeats']}:\n\n{table(head, rows)}\n\nThe cached step takes "
+        f"{ratio['of_unconverted']:.3f} of the time of fine-tuning the unconverted model; the "
+        f"cache has saved time from pass {found['cache_pays_after']} over the data on."
+    )
+
+
 def converting(found: dict[str, Any]) -> str:
     """Tell what converting a large checkpoint costs."""
     return (

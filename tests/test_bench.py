@@ -5,6 +5,7 @@ trained, memory of a step that counts the weights.
 """
 
 import importlib
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
@@ -129,7 +130,7 @@ def test_the_teacher_is_read_by_all_but_the_step_that_finds_it_on_disk(shop, mon
     assert written == [1, 1, 1]  # once for `cached_teacher`, and twice for `fill_cache`
 
 
-def test_memory_is_that_of_the_second_step(monkeypatch):
+def test_memory_is_that_of_the_second_step(shop, monkeypatch):
     held = iter([100, 150])
     monkeypatch.setattr(memory, "taken", lambda _device: next(held))
     done = []
@@ -142,12 +143,12 @@ def test_memory_is_that_of_the_second_step(monkeypatch):
         memory, "peak_of", lambda step, _device: (done.append("peak"), step())[0] or 190
     )
 
-    assert STAGE.measure_memory("naive", recipe(), run()) == {"peak": 90, "step": 40}
+    assert STAGE.measure_memory("naive", shop, None) == {"peak": 90, "step": 40}
     assert done == ["step", "peak", "step"]
 
     held = iter([100, 150])
     monkeypatch.setattr(memory, "peak_of", lambda _step, _device: None)
-    assert STAGE.measure_memory("naive", recipe(), run()) == {"peak": None, "step": None}
+    assert STAGE.measure_memory("naive", shop, None) == {"peak": None, "step": None}
 
 
 def test_ratios_are_ours_over_the_naive_step_and_the_cached_one_over_fine_tuning():
@@ -185,6 +186,18 @@ def test_a_cache_that_saves_nothing_never_pays():
 def test_numbers_in_which_gradients_vanish_are_refused():
     with pytest.raises(VictorError, match=r"fp16: small gradients vanish.*\n  fix: use --"):
         STAGE.train(recipe=recipe(), run=run(dtype="fp16"))
+
+
+@pytest.mark.parametrize("error", [BrokenProcessPool(), torch.OutOfMemoryError()])
+def test_full_memory_is_an_error_that_says_how_to_need_less(monkeypatch, error):
+    def full(*_given):
+        raise error
+
+    monkeypatch.setattr(STAGE, "_apart", full)
+    with pytest.raises(
+        VictorError, match="memory ran out, most likely\n  fix: use a smaller --batch"
+    ):
+        STAGE.train(recipe=recipe(), run=run())
 
 
 def test_the_number_format_is_that_which_was_asked_for():

@@ -1,9 +1,11 @@
 """The bench stage: what a training step costs, on a model of random weights."""
 
 import platform
+import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
@@ -108,7 +110,8 @@ def train(*, recipe: Recipe, run: Run) -> dict[str, Any]:
         The keys of `bench train --json`.
 
     Raises:
-        VictorError: If the device, the number format or the threads do not fit.
+        VictorError: If the device, the number format or the threads do not fit, or memory runs
+            out.
     """
     set_threads(run.threads)
     repeats = recipe.bench.repeats
@@ -116,10 +119,11 @@ def train(*, recipe: Recipe, run: Run) -> dict[str, Any]:
     with (
         progress("bench train", total, quiet=run.quiet, ticking=False) as bar,
         _workshop(recipe, run) as shop,
+        _fitting(),
     ):
         found = {}
         for name in STEPS:
-            found[name] = _apart(name, recipe, run)
+            found[name] = _apart(name, shop, run.threads)
             bar.advance(text=f"memory of {name}")
         made = [make(shop, shop.batch()) for make in (converted, unconverted)]
         seconds = by_turns(
@@ -216,30 +220,50 @@ def converted(shop: Workshop, batch: Batch) -> Made:
     return Made(steps, counts)
 
 
-def measure_memory(name: str, recipe: Recipe, run: Run) -> dict[str, int | None]:
+def measure_memory(name: str, shop: Workshop, threads: int | None) -> dict[str, int | None]:
     """Take a step twice in a process that does nothing else, and measure the second.
 
     Returns:
         Bytes at the most: `peak`, above what was there once all was imported; `step`, above what
         was there before the step. None where this cannot be measured.
     """
-    set_threads(run.threads)
-    with _workshop(recipe, run) as shop:
-        imports = memory.taken(shop.device)
-        make = unconverted if name == "unconverted" else converted
-        step = make(shop, shop.batch()).steps[name]
-        step()  # now the optimiser has its moments, and the cache what the teacher said
-        before = memory.taken(shop.device)
-        peak = memory.peak_of(step, shop.device)
+    set_threads(threads)
+    seed_everything(shop.recipe.seed)
+    imports = memory.taken(shop.device)
+    make = unconverted if name == "unconverted" else converted
+    step = make(shop, shop.batch()).steps[name]
+    step()  # now the optimiser has its moments, and the cache what the teacher said
+    before = memory.taken(shop.device)
+    peak = memory.peak_of(step, shop.device)
     if peak is None:
         return {"peak": None, "step": None}
     return {"peak": peak - imports, "step": peak - before}
 
 
-def _apart(name: str, recipe: Recipe, run: Run) -> dict[str, int | None]:
-    """Measure memory in a process of its own: what others have freed is not this one's."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure_memory, name, recipe, run).result()
+def _apart(name: str, shop: Workshop, threads: int | None) -> dict[str, int | None]:
+    """Measure memory in a process of its own: what others have freed is not this one's.
+
+    Ctrl-C ends it without a word, as this process has its say.
+    """
+    with ProcessPoolExecutor(
+        1,
+        mp_context=get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_DFL),
+    ) as pool:
+        return pool.submit(measure_memory, name, shop, threads).result()
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """Let full memory be an error that says how a step needs less."""
+    try:
+        yield
+    except (BrokenProcessPool, torch.OutOfMemoryError) as error:
+        raise VictorError(
+            "a step was ended before it was done: memory ran out, most likely",
+            fix="use a smaller --batch-size, --width or --layers",
+        ) from error
 
 
 @contextmanager
