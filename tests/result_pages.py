@@ -192,8 +192,8 @@ def training_steps(runs: list[dict[str, Any]]) -> str:
 
 
 def training_step(found: dict[str, Any]) -> str:
-    seconds, peaks, above = (
-        found[key] for key in ("seconds", "peak_memory_bytes", "step_memory_bytes")
+    seconds, computed, peaks, above = (
+        found[key] for key in ("seconds", "cpu_seconds", "peak_memory_bytes", "step_memory_bytes")
     )
 
     def memory(values: dict[str, int], name: str) -> tuple[str, str]:
@@ -206,13 +206,17 @@ def training_step(found: dict[str, Any]) -> str:
             f"`{name}`",
             f"{spent:.2f} s",
             f"{spent / seconds['naive']:.2f}",
+            f"{computed[name]:.2f} s",
+            f"{computed[name] / computed['naive']:.2f}",
             *memory(peaks, name),
             *memory(above, name),
         )
         for name, spent in seconds.items()
     ]
-    head = ("step", "time", "of naive", "memory", "of naive", "without weights", "of naive")
-    before, ratio = found["text_before"], found["ratio"]
+    head = ("step", "time", "of naive", "CPU time", "of naive")
+    head += ("memory", "of naive", "without weights", "of naive")
+    before = found["text_before"]
+    share = computed["cached_teacher"] / computed["unconverted"]
     return (
         f"An optimiser step of `{found['train']['rung']}`, {found['batch_size']} pictures with "
         f"{found['questions']} questions each, {found['visual_tokens']} visual tokens between "
@@ -220,8 +224,8 @@ def training_step(found: dict[str, Any]) -> str:
         f"registers, visual tokens leave at layer {found['drop_layer']} of {found['layers']}, "
         f"{found['width']} wide, {found['dtype']}, threads: {found['threads']}; medians of "
         f"{found['repeats']}:\n\n{table(head, rows)}\n\nThe cached step takes "
-        f"{ratio['of_unconverted']:.3f} of the time of fine-tuning the unconverted model; the "
-        f"cache has saved time from pass {found['cache_pays_after']} over the data on."
+        f"{share:.3f} of the CPU time of fine-tuning the unconverted model; the cache has saved "
+        f"time from pass {found['cache_pays_after']} over the data on."
     )
 
 

@@ -3,6 +3,7 @@
 import platform
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -126,8 +128,10 @@ def train(*, recipe: Recipe, run: Run) -> dict[str, Any]:
             found[name] = _apart(name, shop, run.threads)
             bar.advance(text=f"memory of {name}")
         made = [make(shop, shop.batch()) for make in (converted, unconverted)]
+        steps = made[0].steps | made[1].steps
+        spent: dict[str, list[float]] = {name: [] for name in steps}
         seconds = by_turns(
-            made[0].steps | made[1].steps,
+            {name: partial(_counted, step, spent[name]) for name, step in steps.items()},
             repeats=repeats,
             device=shop.device,
             done=partial(bar.advance, text="timings"),
@@ -136,6 +140,7 @@ def train(*, recipe: Recipe, run: Run) -> dict[str, Any]:
     above = {name: one["step"] for name, one in found.items()}
     return {
         "seconds": seconds,
+        "cpu_seconds": {name: median(each[1:]) for name, each in spent.items()},
         "peak_memory_bytes": peaks,
         "step_memory_bytes": above,
         "ratio": ratios(seconds, peaks, above),
@@ -229,6 +234,7 @@ def measure_memory(name: str, shop: Workshop, threads: int | None) -> dict[str, 
     """
     set_threads(threads)
     seed_everything(shop.recipe.seed)
+    memory.hold_only_what_is_used()
     imports = memory.taken(shop.device)
     make = unconverted if name == "unconverted" else converted
     step = make(shop, shop.batch()).steps[name]
@@ -278,6 +284,13 @@ def _workshop(recipe: Recipe, run: Run) -> Iterator[Workshop]:
     seed_everything(recipe.seed)
     with tempfile.TemporaryDirectory(prefix="victorctl-bench-") as folder:
         yield Workshop(recipe, device, dtype, Path(folder))
+
+
+def _counted(step: Step, spent: list[float]) -> None:
+    """Take a step, and note what it took of the CPUs, which other processes do not change much."""
+    start = time.process_time()
+    step()
+    spent.append(time.process_time() - start)
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

@@ -183,10 +183,10 @@ class BenchSection(Section):
     layers: int = Field(32, ge=3)
     """Layers of the measured language model; the visual tokens leave where convert lets them."""
 
-    width: int = Field(512, ge=32, multiple_of=32)
+    width: int = Field(256, ge=32, multiple_of=32)
     """Width of the measured language model, a multiple of 32."""
 
-    batch_size: int = Field(4, ge=1)
+    batch_size: int = Field(16, ge=1)
     """Pictures in one step."""
 
     questions: int = Field(1, ge=1)
@@ -195,7 +195,7 @@ class BenchSection(Section):
     text_before: int = Field(32, ge=0, le=48)
     """Tokens of text before the picture, of 64 in all."""
 
-    repeats: int = Field(5, ge=1)
+    repeats: int = Field(3, ge=1)
     """Timings of each step; their median counts."""
 
 
