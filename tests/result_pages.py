@@ -218,9 +218,9 @@ def training_step(found: dict[str, Any]) -> str:
     before = found["text_before"]
     share = computed["cached_teacher"] / computed["unconverted"]
     return (
-        f"An optimiser step of `{found['train']['rung']}`, {found['batch_size']} pictures with "
-        f"{found['questions']} questions each, {found['visual_tokens']} visual tokens between "
-        f"{before} and {found['text_tokens'] - before} tokens of text, {found['registers']} "
+        f"An optimiser step of `{found['train']['rung']}`, {found['batch_size']} pictures, "
+        f"questions about each: {found['questions']}, {found['visual_tokens']} visual tokens "
+        f"between {before} and {found['text_tokens'] - before} tokens of text, {found['registers']} "
         f"registers, visual tokens leave at layer {found['drop_layer']} of {found['layers']}, "
         f"{found['width']} wide, {found['dtype']}, threads: {found['threads']}; medians of "
         f"{found['repeats']}:\n\n{table(head, rows)}\n\nThe cached step takes "
