@@ -222,8 +222,9 @@ def training_step(found: dict[str, Any]) -> str:
         f"questions about each: {found['questions']}, {found['visual_tokens']} visual tokens "
         f"between {before} and {found['text_tokens'] - before} tokens of text, "
         f"{found['registers']} registers, visual tokens leave at layer {found['drop_layer']} of "
-        f"{found['layers']}, {found['width']} wide, {found['dtype']}, threads: {found['threads']}; medians of "
-        f"{found['repeats']}:\n\n{table(head, rows)}\n\nThe cached step takes "
+        f"{found['layers']}, {found['width']} wide, {found['dtype']}, threads: "
+        f"{found['threads']}; medians of {found['repeats']}:\n\n"
+        f"{table(head, rows)}\n\nThe cached step takes "
         f"{share:.3f} of the CPU time of fine-tuning the unconverted model; the cache has saved "
         f"time from pass {found['cache_pays_after']} over the data on."
     )
