@@ -15,7 +15,7 @@ from victorctl.errors import CheckFailed, VictorError
 from victorctl.recipe import Recipe, Run
 from victorctl.sources import DEMO
 
-COMMANDS = "demo convert finetune eval push pull inspect families doctor data recipes".split()
+COMMANDS = "demo convert finetune eval push pull inspect families doctor data recipes bench".split()
 
 
 @pytest.fixture
@@ -41,6 +41,7 @@ def stages(monkeypatch):
     sys.modules["victorctl.push"].after = lambda _result: ["pull", "ada/victor", "--out", "FOLDER"]
     stand_in("pull", "pull", {"out": "o"})
     stand_in("demo", "demo", {"folder": "d", "eval": {"accuracy": 0.5}})
+    stand_in("bench", "train", {"seconds": {"naive": 1.5}})
     stand_in("families", "describe", {"families": [{"family": "llava"}]})
     stand_in("report", "table", "the table")
     stand_in("data.showing", "show", {"rows": []})
@@ -49,19 +50,6 @@ def stages(monkeypatch):
         sys.modules[f"victorctl.data.{name}"].table = lambda _result: "the table"
     sys.modules["victorctl.data.checking"].demand = lambda result: calls.update(demanded=result)
     return calls
-
-
-@pytest.fixture
-def victorctl(monkeypatch, capsys):
-    """Run the command line in this process: exit code, stdout, stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["victorctl", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        return stop.value.code or 0, *capsys.readouterr()
-
-    return run
 
 
 def failing(monkeypatch, error):
@@ -274,6 +262,7 @@ def test_a_stage_ends_with_the_next_command_on_stderr(victorctl, stages, argumen
         ("recipes", "recipes", "recipes"),
         ("recipes list", "recipes", "recipes"),
         ("recipes keys", "recipes-keys", "keys"),
+        ("bench train", "bench-train", "seconds"),
     ],
 )
 def test_json_is_one_object_with_schema_and_result(victorctl, stages, arguments, schema, key):
@@ -299,22 +288,6 @@ def test_every_option_of_data_arrives_and_bad_rows_are_refused_at_the_end(victor
     assert stages["check"] == (("a.json",), {"rows": 9, "model": "m"})
 
 
-def test_keys_are_explained_for_a_file_or_a_recipe_of_ours(victorctl, tmp_path):
-    (tmp_path / "r.yaml").write_text("train: {steps: 7}\n")
-    for name, steps in ((str(tmp_path / "r.yaml"), "7"), ("demo/quick", "500")):
-        rows = json.loads(victorctl("recipes", "keys", name, "--json")[1])["keys"]
-        assert {row["key"]: row["here"] for row in rows}["train.steps"] == steps
-
-
-def test_recipes_are_copied(victorctl, tmp_path):
-    target = tmp_path / "mine.yaml"
-    code, out, err = victorctl("recipes", "copy", "demo/lora", "--out", str(target), "--json")
-
-    assert (code, json.loads(out)["file"]) == (0, str(target))
-    assert err == f"next: victorctl recipes keys {target}\n"
-    assert victorctl("recipes", "copy", "demo/lora", "--out", str(target))[0] == 1
-
-
 ALL = [info for app in (cli.app, *groups.GROUPS.values()) for info in app.registered_commands]
 EXAMPLES = [re.search(r"Example: victorctl (.*)", info.callback.__doc__)[1] for info in ALL]
 
@@ -328,7 +301,7 @@ def test_the_example_of_every_command_runs(victorctl, stages, example, tmp_path,
 
 
 def test_every_command_says_in_one_line_what_it_does(victorctl):
-    assert len(EXAMPLES) == 14
+    assert len(EXAMPLES) == 15
     for info in ALL:
         about, empty, example = info.callback.__doc__.strip().splitlines()
         assert (about[-1], empty, example.split()[0]) == (".", "", "Example:")
@@ -394,7 +367,7 @@ def test_command_bodies_are_straight_lines():
         and any("command" in ast.dump(d) for d in node.decorator_list)
     ]
 
-    assert len(commands) == 14
+    assert len(commands) == 15
     for command in commands:
         found = [type(node).__name__ for node in ast.walk(command) if isinstance(node, branches)]
         assert not found, f"{command.name} has {found}"

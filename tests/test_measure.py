@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scripts import measure
-from tests import pages
+from tests import result_pages
 from victorctl.plots import Point
 from victorctl.recipe import load_recipe
 
@@ -152,7 +152,7 @@ def runs_of(name, values, **changes):
 
 def test_positions_are_compared_seed_by_seed_and_the_mean_is_over_all_of_them():
     shares = [0.9, 0.8, 0.7, 0.6, 0.92, 0.82, 0.72, 0.62, 0.94, None, 0.74, 0.64]
-    text = pages.starts(list(runs_of("demo/positions", shares)))
+    text = result_pages.starts(list(runs_of("demo/positions", shares)))
 
     assert text.splitlines()[0] == "After 1200 steps of `registers`, on 1,000 questions:"
     first = "| `--positions overlay` | `--init visual` | 90.0 % | 92.0 % | 94.0 % | 92.0 % |"
@@ -169,7 +169,7 @@ def test_registers_alone_are_listed_and_drawn_beside_what_they_are_measured_agai
         **{"interval": [0.98, 1.0], "baselines": {"last": numbers, "pool": numbers}},
     }
 
-    assert pages.alone(runs).splitlines()[4:6] == [
+    assert result_pages.alone(runs).splitlines()[4:6] == [
         "| demo/registers | 33 | 1,536 | 1,200 | 50.0 % | 50.0 % (54.0\u201357.0) | 2 |",
         "| M=16 | 33 | 1,536 | 1,200 | 50.0 % | 80.0 % (54.0\u201357.0) | 2 |",
     ]

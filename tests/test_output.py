@@ -94,6 +94,11 @@ def test_bytes_have_a_unit_and_counts_have_commas(capsys):
     assert lines == ["cache_bytes  3.00 MiB", "steps        1,234"]
 
 
+def test_bytes_below_a_key_of_bytes_have_a_unit_too(capsys):
+    lines = shown(capsys, {"peak_bytes": {"base": 3 * 2**20}, "parameters": {"all": 5}})
+    assert lines == ["peak_bytes", "  base      3.00 MiB", "parameters", "  all       5"]
+
+
 def test_rows_become_a_table_under_their_keys(capsys):
     checks = [{"check": "disk", "state": "ok"}, {"check": "device [0]", "state": "fail"}]
 

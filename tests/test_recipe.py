@@ -25,6 +25,12 @@ def write(tmp_path, monkeypatch):
     return write_recipe
 
 
+RUNGS = (
+    "registers, registers+projector, deep, deep+projector, register-lora, register-lora+projector, "
+    "lora-early, lora-early+projector, lora, lora+projector, full or full+projector"
+)
+
+
 def problem(path=None, **given):
     with pytest.raises(VictorError) as caught:
         load_recipe(path, **given)
@@ -104,7 +110,7 @@ def test_all_errors_of_a_file_come_at_once_in_its_order_each_with_its_line(write
         "\n"
         "train:\n"
         "  warmup_ratio: 0.1\n"
-        "  rung: full\n"
+        "  rung: fast\n"
         "trian: {steps: 3}\n"
         "batch_size: 4\n"
     )
@@ -113,9 +119,10 @@ def test_all_errors_of_a_file_come_at_once_in_its_order_each_with_its_line(write
         "r.yaml:2: victor.registers: expected 1 or more, got 0",
         "r.yaml:3: unknown key 'victor.drop_after'; did you mean 'victor.drop_layer'?",
         "r.yaml:6: unknown key 'train.warmup_ratio'; did you mean 'train.warmup'?",
-        "r.yaml:7: train.rung: expected registers, deep, register-lora or lora, got full",
+        f"r.yaml:7: train.rung: expected {RUNGS}, got fast",
         "r.yaml:8: unknown key 'trian'; did you mean 'train'?",
-        "r.yaml:9: unknown key 'batch_size'; did you mean 'train.batch_size' or 'eval.batch_size'?",
+        "r.yaml:9: unknown key 'batch_size'; did you mean 'train.batch_size' or 'eval.batch_size' "
+        "or 'bench.batch_size'?",
     ]
 
 
@@ -140,8 +147,8 @@ def test_errors_come_in_file_order_whatever_their_kind(write):
         ({"settings": ["zzz=1"]}, "victorctl recipes keys"),
         ({"flags": {"victor.registers": 0}}, "choose 1 or more"),
         ({"flags": {"victor.registers": 0, "victor.drop_layer": 0}}, "choose 1 or more"),
-        ({"flags": {"train.rung": "full"}}, "choose registers, deep, register-lora or lora"),
-        ({"flags": {"victor.registers": 0, "train.rung": "full"}},
+        ({"flags": {"train.rung": "fast"}}, f"choose {RUNGS}"),
+        ({"flags": {"victor.registers": 0, "train.rung": "fast"}},
          "correct each; the keys: victorctl recipes keys"),
         ({"settings": ["train=5"]}, "victorctl recipes keys"),
     ],
@@ -177,7 +184,7 @@ def test_errors_say_whether_file_setting_or_flag_gave_the_value(write):
     [
         ("victor.registers", 0, "--registers 0: expected 1 or more"),
         ("victor.drop_layer", 0, "--drop-layer 0: expected 1 or more"),
-        ("train.rung", "full", "--train full: expected registers, deep, register-lora or lora"),
+        ("train.rung", "fast", f"--train fast: expected {RUNGS}"),
         ("train.steps", 0, "--steps 0: expected 1 or more"),
         ("eval.batch_size", 0, "--batch-size 0: expected 1 or more"),
         ("eval.limit", -1, "--limit -1: expected 1 or more"),

@@ -321,10 +321,8 @@ class Distillation(nn.Module):
                 output_hidden_states=self._matched(),
             )
             logits = self.model.lm_head(output.last_hidden_state[batch.asked]).float()
-        log_probability = (logits / self.settings.temperature).log_softmax(dim=-1)
-        best = log_probability.topk(min(self.settings.top_k, logits.shape[-1]))
         states = self._late_states(batch, output) if self.settings.hidden > 0 else None
-        return Lesson(Targets(best.indices, best.values), states, early)
+        return Lesson(likeliest(logits, self.settings), states, early)
 
     @contextmanager
     def _untouched(self) -> Iterator[None]:
@@ -336,6 +334,13 @@ class Distillation(nn.Module):
         finally:
             for module in self.lora:
                 module.enable_adapters(enabled=True)
+
+
+def likeliest(logits: Tensor, settings: TrainSection) -> Targets:
+    """Keep a teacher's likeliest classes, of its logits [a, v]."""
+    log_probability = (logits / settings.temperature).log_softmax(dim=-1)
+    best = log_probability.topk(min(settings.top_k, logits.shape[-1]))
+    return Targets(best.indices, best.values)
 
 
 def divergence(logits: Tensor, targets: Targets, temperature: float) -> Tensor:

@@ -6,8 +6,19 @@ from typing import Annotated
 import typer
 
 from victorctl import recipes
-from victorctl.options import Json, ListFirst, Overwrite, named
+from victorctl.options import (
+    Device,
+    Dtype,
+    Json,
+    ListFirst,
+    Overwrite,
+    Seed,
+    Threads,
+    named,
+    setting,
+)
 from victorctl.output import hint, rows, show
+from victorctl.recipe import Run, load_recipe
 
 recipes_app = typer.Typer(
     cls=ListFirst,
@@ -119,4 +130,46 @@ def check_data(
     demand(result)
 
 
-GROUPS = {"data": data_app, "recipes": recipes_app}
+bench_app = typer.Typer(
+    no_args_is_help=True,
+    help="Measure speed and memory beside the unconverted model.\n\nExample: victorctl bench train",
+)
+
+
+@bench_app.command("train")
+def bench_train(
+    layers: Annotated[int | None, setting("bench.layers")] = None,
+    width: Annotated[int | None, setting("bench.width")] = None,
+    registers: Annotated[int | None, setting("victor.registers")] = None,
+    batch_size: Annotated[int | None, setting("bench.batch_size")] = None,
+    questions: Annotated[int | None, setting("bench.questions")] = None,
+    text_before: Annotated[int | None, setting("bench.text_before")] = None,
+    repeats: Annotated[int | None, setting("bench.repeats")] = None,
+    seed: Seed = None,
+    device: Device = Run.device,
+    dtype: Dtype = Run.dtype,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Measure a training step beside a naive one and one of the unconverted model.
+
+    Example: victorctl bench train --layers 8
+    """
+    flags = {
+        "bench.layers": layers,
+        "bench.width": width,
+        "victor.registers": registers,
+        "bench.batch_size": batch_size,
+        "bench.questions": questions,
+        "bench.text_before": text_before,
+        "bench.repeats": repeats,
+        "seed": seed,
+    }
+    settings = load_recipe(flags=flags)
+    from victorctl.bench import train
+
+    result = train(recipe=settings, run=Run(device=device, dtype=dtype, threads=threads))
+    show("bench-train", result, as_json=json)
+
+
+GROUPS = {"data": data_app, "recipes": recipes_app, "bench": bench_app}

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from victorctl.errors import VictorError
 from victorctl.sections import (
+    BenchSection,
     ConvertSection,
     DataSection,
     EvalSection,
@@ -28,6 +29,7 @@ EXPECTED = {  # what pydantic found wrong, and what belongs there instead
     "greater_than_equal": "{ge:g} or more",
     "greater_than": "more than {gt:g}",
     "less_than_equal": "{le:g} or less",
+    "multiple_of": "a multiple of {multiple_of:g}",
     "int_parsing": "a whole number",
     "int_parsing_size": "a whole number",
     "int_from_float": "a whole number",
@@ -64,6 +66,9 @@ class Recipe(Section):
 
     eval: EvalSection = EvalSection()
     """How a model is measured."""
+
+    bench: BenchSection = BenchSection()
+    """The model of random weights that speed is measured on."""
 
     push: PushSection = PushSection()
     """How a model is published."""

@@ -263,6 +263,28 @@ class EvalSection(Section):
     """Timings of each speed; their median counts. 0: no speed is measured."""
 
 
+class BenchSection(Section):
+    """The model of random weights that speed is measured on."""
+
+    layers: int = Field(32, ge=3)
+    """Layers of the measured language model; the visual tokens leave where convert lets them."""
+
+    width: int = Field(256, ge=32, multiple_of=32)
+    """Width of the measured language model, a multiple of 32."""
+
+    batch_size: int = Field(16, ge=1)
+    """Pictures in one step."""
+
+    questions: int = Field(1, ge=1)
+    """Questions asked about each picture of a step."""
+
+    text_before: int = Field(32, ge=0, le=48)
+    """Tokens of text before the picture, of 64 in all."""
+
+    repeats: int = Field(3, ge=1)
+    """Timings of each step; their median counts."""
+
+
 class PushSection(Section):
     """How a model is published."""
 
