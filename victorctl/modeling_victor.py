@@ -485,6 +485,16 @@ def caller_tokens(valid: Tensor, position: Tensor, images: Images | None) -> Tok
     return Tokens(kind, valid, position, torch.where(valid, column, nobody), nobody, image)
 
 
+def take_places(states: Tensor, index: Tensor) -> Tensor:
+    """Select places of every row: states [b, t, d] and index [b, n] give [b, n, d].
+
+    For the backward pass it remembers one number for each place, not one for each value.
+    """
+    rows = torch.arange(len(index), device=index.device)[:, None] * states.shape[1]
+    taken = states.flatten(0, 1).index_select(0, (rows + index).flatten())
+    return taken.view(*index.shape, states.shape[-1])
+
+
 def insert_registers(
     hidden: Tensor, tokens: Tokens, images: Images, registers: Tensor, first: Tensor
 ) -> tuple[Tensor, Tokens]:
@@ -538,7 +548,7 @@ def insert_registers(
             for pair in zip(vars(tokens).values(), vars(added).values(), strict=True)
         )
     )
-    return hidden.take_along_dim(order[..., None], dim=1), joined.take(order)
+    return take_places(hidden, order), joined.take(order)
 
 
 def keep(hidden: Tensor, tokens: Tokens, kept: Tensor) -> tuple[Tensor, Tokens]:
@@ -558,7 +568,7 @@ def keep(hidden: Tensor, tokens: Tokens, kept: Tensor) -> tuple[Tensor, Tokens]:
     stays = kept.take_along_dim(index, dim=1)
     tokens = tokens.take(index)
     tokens = replace(tokens, valid=stays, origin=torch.where(stays, tokens.origin, -1))
-    return hidden.take_along_dim(index[..., None], dim=1), tokens
+    return take_places(hidden, index), tokens
 
 
 def drop_visual(hidden: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens]:
