@@ -6,7 +6,7 @@
 A recipe is converted, trained and evaluated once, for docs/results/MODEL-NAME.json. A study does so
 for every variant of a recipe that `STUDIES` lists. Its file grows by one run at a time, and what it
 holds already is not run again, so that a study can be stopped and started. When all runs of
-`demo/registers-study` are there, they are drawn: docs/images/registers.png.
+`demo/registers-study` or of a ladder are there, they are drawn, to docs/images.
 
 smol is the model that `scripts/smol/build.py` writes. How well it foretells a page of English is
 measured too, before and after.
@@ -324,6 +324,35 @@ def draw() -> None:
     write_whole(PLOT, plots.png(figure))
 
 
+def draw_ladder(name: str) -> None:
+    """Draw what the rungs of a ladder keep."""
+    runs = json.loads(file_of(name).read_text())["runs"]
+    figure = plots.ladder([rung_of(run) for run in runs], plots.Palette())
+    write_whole(PLOT.with_name(f"{name.replace('/', '-')}.png"), plots.png(figure))
+
+
+def rung_of(run: Mapping[str, Any]) -> plots.Rung:
+    """Take a rung's point out of its run."""
+    found, trained = run["eval"], run["finetune"]
+    return plots.Rung(
+        variant_of(run["changed"]),
+        trained["trainable_parameters"],
+        found["kept"],
+        tuple(found["interval"]),
+        trained["base_intact"],
+    )
+
+
+def variant_of(changed: Settings) -> str:
+    """Name a rung, and what else was changed with it."""
+    others = [
+        f"{key.rpartition('.')[2]} {value}".removesuffix(" True")
+        for key, value in changed.items()
+        if key != "train.rung"
+    ]
+    return ", ".join([changed["train.rung"], *others])
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -335,3 +364,5 @@ if __name__ == "__main__":
         study(each, given.out) if each in STUDIES else measure(each, given.out)
         if each == "demo/registers-study":
             draw()
+        elif each.endswith("/ladder"):
+            draw_ladder(each)

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from scripts.measure import name_of
+from scripts.measure import name_of, variant_of
 from victorctl.units import flops, milliseconds, percent, size, times
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -36,8 +36,12 @@ def studies(model: str) -> Iterator[str]:
         yield starts(stored(f"{model}-positions")["runs"])
     if file_of(f"{model}-registers-study").exists():
         yield alone(stored(f"{model}-registers-study")["runs"])
+    if file_of(f"{model}-ladder").exists():
+        yield rungs(model, stored(f"{model}-ladder")["runs"])
     if file_of(f"{model}-elastic").exists():
-        yield elastic(stored(f"{model}-elastic")["runs"])
+        tail = file_of(f"{model}-tail")
+        ends = stored(tail.stem)["runs"] if tail.exists() else {}
+        yield elastic(stored(f"{model}-elastic")["runs"], ends)
 
 
 def summary(measured: dict[str, dict[str, Any]]) -> tuple[str, ...]:
@@ -262,10 +266,40 @@ def starts(runs: list[dict[str, Any]]) -> str:
     return f"After {steps} steps of `{rung}`, on {questions:,} questions:\n\n{table(head, rows)}"
 
 
-def elastic(runs: list[dict[str, Any]]) -> str:
-    """Compare one training for any number of registers with one for each."""
-    ways = ("elastic", "cut", "alone")
-    kept: dict[int, dict[str, str]] = {}
+def rungs(model: str, runs: list[dict[str, Any]]) -> str:
+    """Show what every rung keeps after equally many steps, and at what price."""
+    rows = [
+        (
+            f"`{variant_of(run['changed'])}`",
+            f"{run['finetune']['trainable_parameters']:,}",
+            "yes" if run["finetune"]["base_intact"] else "no",
+            percent(run["eval"]["accuracy"]["model"]),
+            f"{percent(run['eval']['kept'])} ({interval(run['eval'])})",
+            f"{run['finetune']['seconds']:.0f} s",
+            size(run["finetune"]["peak_memory_bytes"]),
+        )
+        for run in runs
+    ]
+    head = ("rung", "parameters", "base intact", "right answers", "kept (95 % interval)")
+    head += ("training", "memory of the process")
+    steps, asked = runs[0]["finetune"]["steps"], runs[0]["eval"]["questions"]
+    picture = f"![What each rung keeps](images/{model}-ladder.png)"
+    opening = f"The whole ladder, {steps} steps each with a teacher, on {asked:,} questions:"
+    return f"{opening}\n\n{table(head, rows)}\n\n{picture}"
+
+
+def elastic(runs: list[dict[str, Any]], ends: dict[str, Any]) -> str:
+    """Compare one training for any number of registers with one for each.
+
+    Args:
+        runs: Of the study.
+        ends: By number, what the last of 16 registers keep.
+    """
+    ways = ("elastic", "cut", "end", "alone")
+    kept: dict[int, dict[str, str]] = {
+        int(count): {"end": f"{percent(found['kept'])} ({interval(found)})"}
+        for count, found in ends.items()
+    }
     for run in runs:
         changed, found = run["changed"], f"{percent(run['eval']['kept'])} ({interval(run['eval'])})"
         count = changed.get("eval.registers", changed["victor.registers"])
@@ -274,12 +308,13 @@ def elastic(runs: list[dict[str, Any]]) -> str:
         kept.setdefault(count, {})[way] = found
         if way == "cut" and count == changed["victor.registers"]:
             kept[count]["alone"] = found
-    rows = [(str(count), *(found.get(way, "") for way in ways)) for count, found in kept.items()]
+    rows = [(str(count), *(kept[count].get(way, "") for way in ways)) for count in sorted(kept)]
     steps = {bool(run["changed"].get("train.elastic")): run["finetune"]["steps"] for run in runs}
     head = (
         "registers in use",
         f"elastic: one training, {steps[True]:,} steps",
         f"the first of 16, {steps[False]:,} steps",
+        f"the last of 16, {steps[False]:,} steps",
         f"trained for that many alone, {steps[False]:,} steps",
     )
     questions = runs[0]["eval"]["questions"]

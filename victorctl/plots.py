@@ -90,6 +90,36 @@ def tradeoff(points: Sequence[Point], palette: Palette) -> "Figure":
     return figure
 
 
+@dataclass(frozen=True)
+class Rung:
+    """One rung of training: what it keeps, and at what price."""
+
+    name: str
+    parameters: int
+    """How many numbers were trained."""
+    kept: float
+    """Share of the base's accuracy."""
+    interval: tuple[float, float]
+    intact: bool
+    """Whether the base's weights stay as they were."""
+
+
+def ladder(rungs: Sequence[Rung], palette: Palette) -> "Figure":
+    """Draw what each rung keeps, the best on top; those that leave the base intact are coloured."""
+    figure, axes = _blank(palette)
+    ordered = sorted(rungs, key=lambda rung: rung.kept)
+    for place, rung in enumerate(ordered):
+        reach = [[max(0, 100 * (rung.kept - rung.interval[0]))],
+                 [max(0, 100 * (rung.interval[1] - rung.kept))]]  # fmt: skip
+        color = palette.model if rung.intact else palette.other
+        axes.errorbar(100 * rung.kept, place, xerr=reach, color=color, marker="o", capsize=3)
+    axes.set_yticks(range(len(ordered)), [f"{rung.name}  {rung.parameters:,}" for rung in ordered])
+    axes.grid(axis="x", color=palette.faint, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("accuracy kept, % of the base (blue: base intact); numbers trained")
+    return figure
+
+
 def svg(figure: "Figure") -> str:
     """Render a plot drawn in `OF_PAGE` as SVG that takes its colours from the page around it."""
     page = io.BytesIO()
