@@ -5,8 +5,8 @@ import json
 import pytest
 
 from tests.data import forms
-from tests.finetuning import QUICK, STAGE, prepare, run
-from victorctl import lineage
+from tests.finetuning import QUICK, prepare, run
+from victorctl import lineage, saving
 from victorctl.errors import VictorError
 from victorctl.finetune import finetune
 from victorctl.recipe import Recipe
@@ -39,7 +39,7 @@ def test_a_stopped_run_goes_on_only_with_the_same_stored_data(tmp_path, made, mo
     wanted = recipe(train=str(tar))
     wanted = wanted.model_copy(update={"train": wanted.train.model_copy(update={"batch_size": 1})})
     with monkeypatch.context() as stopped:
-        stopped.setattr(STAGE.saving, "save", lambda *_: pytest.fail("stopped here"))
+        stopped.setattr(saving, "save", lambda *_: pytest.fail("stopped here"))
         with pytest.raises(pytest.fail.Exception, match="stopped here"):
             finetune(model, recipe=wanted, run=run(tmp_path / "out"))
     tar.write_bytes(tar.read_bytes().replace(b"A cat.", b"A dog."))  # as long as before

@@ -15,9 +15,9 @@ from tests.victor_models import victor_llava
 from victorctl.collation import collate
 from victorctl.data.batches import IGNORED, encode
 from victorctl.distill import Distillation, likeliest
+from victorctl.rungs import choose_parameters
 from victorctl.sections import TrainSection
 from victorctl.steps import Trainee, answer_loss, naive_loss
-from victorctl.training import choose_parameters
 
 SETTINGS = TrainSection(cross_entropy=0.7, distill=0.9, temperature=2.0, top_k=5, rank=3)
 LATER = {"role": "system", "content": [{"type": "text", "text": "look"}]}  # before its picture
