@@ -16,10 +16,11 @@ from tests.victor_models import IMAGE, victor_llava
 from victorctl.collation import collate
 from victorctl.data.batches import IGNORED, encode, join_images
 from victorctl.data.conversations import Row
-from victorctl.distill import Distillation, Targets, divergence, unlikeness
+from victorctl.distill import Distillation
+from victorctl.losses import divergence, unlikeness
 from victorctl.rungs import choose_parameters
 from victorctl.sections import TrainSection
-from victorctl.teacher import TeacherCache
+from victorctl.teacher import Targets, TeacherCache
 
 ROWS = [*tiny_rows(3, questions=2), *tiny_rows(2, questions=1, images=(2, 3))]
 SETTINGS = {"cross_entropy": 0.7, "distill": 0.9, "temperature": 2.0, "top_k": 10_000}
@@ -159,6 +160,17 @@ def test_the_teacher_is_asked_where_something_of_it_is_wanted(weights, monkeypat
     assert losses.total == sum(getattr(losses, name) * weight for name, weight in parts.items())
     assert (losses.distill > 0) == (distill > 0)
     assert (losses.hidden > 0) == (hidden > 0)
+
+
+def test_a_teacher_that_reads_some_questions_at_a_time_says_the_same(monkeypatch):
+    _, model, _, section = trained("lora", hidden=0.5)
+    batch = collate([encode(row, tiny_processor()) for row in ROWS], 0)
+    whole = Distillation(model, section)(batch)
+    monkeypatch.setattr("victorctl.distill.COPIED", 1)  # 5 rows: of 8 questions, 5 and then 3
+    parts = Distillation(model, section)(batch)
+
+    for name, value in whole._asdict().items():
+        torch.testing.assert_close(getattr(parts, name), value, rtol=1e-5, atol=1e-6)
 
 
 def test_a_known_teacher_is_not_asked_again_and_changes_nothing(tmp_path, monkeypatch):

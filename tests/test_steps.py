@@ -14,7 +14,8 @@ from tests.tiny import tiny_model, tiny_processor, tiny_rows
 from tests.victor_models import victor_llava
 from victorctl.collation import collate
 from victorctl.data.batches import IGNORED, encode
-from victorctl.distill import Distillation, likeliest
+from victorctl.distill import Distillation
+from victorctl.losses import likeliest
 from victorctl.rungs import choose_parameters
 from victorctl.sections import TrainSection
 from victorctl.steps import Trainee, answer_loss, naive_loss

@@ -28,6 +28,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from victorctl.collation import Batch
 from victorctl.errors import VictorError
 from victorctl.features import see, take
+from victorctl.losses import divergence, likeliest, unlikeness
+from victorctl.memory import COPIED
 from victorctl.modeling_victor import (
     Images,
     Tokens,
@@ -40,8 +42,6 @@ from victorctl.recomputing import recomputing
 from victorctl.rungs import projector
 from victorctl.sections import TrainSection
 from victorctl.teacher import Targets, TeacherCache
-
-CERTAIN = 1e-6  # probability left to the classes that were not kept, below which it does not count
 
 
 class Losses(NamedTuple):
@@ -62,12 +62,6 @@ class Early(NamedTuple):
     hidden: Tensor
     tokens: Tokens
     cache: VictorCache
-
-    def share(self) -> VictorCache:
-        """Give a second reader a cache of its own over the same keys and values."""
-        cache = copy.copy(self.cache)
-        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        return cache
 
 
 class Features(NamedTuple):
@@ -303,26 +297,43 @@ class Distillation(nn.Module):
             early, cache = None, VictorCache(self.text.config)
             if batch.prefix.shape[1]:
                 early = self._early(batch, features)
-                cache, tokens = early.share(), early.tokens
+                cache, tokens = share(early.cache), early.tokens
                 self.text.run_slice(k, layers, early.hidden, tokens, cache)
                 cache.record(early.hidden.shape[1], [tokens.valid, tokens.valid], tokens.position)
-                cache.batch_select_indices(batch.row)
-            embeddings, _ = self._embed(batch.suffix, features.later)
-            valid = batch.suffix_mask.bool()
-            start = valid.new_zeros(len(valid), dtype=torch.long)
-            if cache.next_position is not None:
-                start = cache.next_position
-            output = self.text(
-                inputs_embeds=embeddings,
-                attention_mask=cache.mask(0, valid),
-                position_ids=next_positions(start, valid),
-                past_key_values=cache,
-                use_cache=True,
-                output_hidden_states=self._matched(),
-            )
+            output = self._continue(batch, features, cache)
             logits = self.model.lm_head(output.last_hidden_state[batch.asked]).float()
         states = self._late_states(batch, output) if self.settings.hidden > 0 else None
         return Lesson(likeliest(logits, self.settings), states, early)
+
+    def _continue(
+        self, batch: Batch, features: Features, cache: VictorCache
+    ) -> BaseModelOutputWithPast:
+        """Read the questions, some at a time: each needs the prefix's keys and values for itself.
+
+        States are [s, t, d].
+        """
+        embeddings, _ = self._embed(batch.suffix, features.later)
+        valid, prefix = batch.suffix_mask.bool(), batch.prefix.shape[1]
+        count = len(valid) if self.each_alone else max(len(batch.prefix), COPIED // max(prefix, 1))
+        found = []
+        for some in torch.arange(len(valid), device=valid.device).split(count):
+            own = share(cache)
+            if prefix:
+                own.batch_select_indices(batch.row[some])
+            start = own.next_position if prefix else valid.new_zeros(len(some), dtype=torch.long)
+            output = self.text(
+                inputs_embeds=embeddings[some],
+                attention_mask=own.mask(0, valid[some]),
+                position_ids=next_positions(start, valid[some]),
+                past_key_values=own,
+                use_cache=True,
+                output_hidden_states=self._matched(),
+            )
+            found.append((output.last_hidden_state, *(output.hidden_states or ())))
+        last, *states = (
+            None if part[0] is None else torch.cat(part) for part in zip(*found, strict=True)
+        )
+        return BaseModelOutputWithPast(last, hidden_states=states)
 
     @contextmanager
     def _untouched(self) -> Iterator[None]:
@@ -336,43 +347,11 @@ class Distillation(nn.Module):
                 module.enable_adapters(enabled=True)
 
 
-def likeliest(logits: Tensor, settings: TrainSection) -> Targets:
-    """Keep a teacher's likeliest classes, of its logits [a, v]."""
-    log_probability = (logits / settings.temperature).log_softmax(dim=-1)
-    best = log_probability.topk(min(settings.top_k, logits.shape[-1]))
-    return Targets(best.indices, best.values)
-
-
-def divergence(logits: Tensor, targets: Targets, temperature: float) -> Tensor:
-    """Measure how far a student is from the teacher: KL(teacher || student), mean over positions.
-
-    Classes that were not kept count as one. The result is scaled by the squared temperature, so
-    that gradients keep their size.
-
-    Args:
-        logits: The student's [a, v].
-        targets: The teacher's likeliest classes.
-        temperature: At which both are compared; the targets were made at the same.
-    """
-    student = (logits / temperature).log_softmax(dim=-1).gather(1, targets.index)
-    teacher = targets.log_probability
-    kept = (teacher.exp() * (teacher - student)).sum(dim=-1)
-    rest = 1 - teacher.exp().sum(dim=-1)
-    student_rest = (1 - student.exp().sum(dim=-1)).clamp(min=CERTAIN)
-    tail = rest.clamp(min=CERTAIN) * (rest.clamp(min=CERTAIN).log() - student_rest.log())
-    return (kept + torch.where(rest > CERTAIN, tail, 0)).mean() * temperature**2
-
-
-def unlikeness(states: Tensor, teacher: Tensor) -> Tensor:
-    """Measure how far states point from the teacher's: 1 - cosine, mean over layers and tokens.
-
-    Their lengths do not count: layers normalise what they read, and lengths grow with depth.
-
-    Args:
-        states: The student's [late layers, x, d].
-        teacher: The teacher's, alike.
-    """
-    return 1 - functional.cosine_similarity(states.float(), teacher.float(), dim=-1).mean()
+def share(cache: VictorCache) -> VictorCache:
+    """Give another reader a cache of its own over the same keys and values."""
+    own = copy.copy(cache)
+    own.layers = [copy.copy(layer) for layer in cache.layers]
+    return own
 
 
 def share_out(features: Iterable[Tensor], batch: Batch, image: int) -> Features:

@@ -14,10 +14,13 @@ from victorctl.estimate import (
     suffix_readings,
 )
 
-HALF, SINGLE, LONG = 2, 4, 8  # bytes of a number in bfloat16 and float32, and of an index
+HALF, SINGLE = 2, 4  # bytes of a number in bfloat16 and float32
 STATE = 3 * SINGLE  # bytes beside each trained parameter: its gradient and two moments
 FIXED = int(1.5 * 2**30)  # bytes that CUDA, its libraries and their workspaces take
 SPARE = 0.1  # share of what a step needs beside the weights that is lost between its blocks
+
+COPIED = 8192
+"""Tokens of prefixes that are copied at once for the teacher's questions, or one for each row."""
 
 
 def memory(
@@ -87,9 +90,7 @@ def _outside(shape: Shape, method: Method, load: Load) -> int:
     c, d = method.computed, shape.hidden
     positions = load.questions * (method.registers + load.text)
     norm = SINGLE * (3 if method.rung == "full" else 1)
-    kept = (
-        (norm + 2 * LONG + 2 * method.between) * d * positions
-    )  # registers inserted, and tokens dropped
+    kept = norm * d * positions
     if method.everywhere:
         kept += (
             (method.between + method.projector) * d * load.rows * load.prefix
@@ -197,10 +198,12 @@ def _workspace(shape: Shape, method: Method, load: Load) -> float:
 
 
 def _teacher_bytes(shape: Shape, method: Method, load: Load) -> int:
-    """Count the teacher's keys and values, for every question anew, and its logits."""
+    """Count the teacher's keys and values, for each question read at once anew, and its logits."""
     c, keys = method.computed, load.prefix + load.text
     each = (method.between + c) * shape.keys
-    cache = each * shape.layers * load.questions * keys
-    layer = 2 * c * shape.queries * load.questions * keys
+    at_once = min(load.questions, max(load.rows, COPIED // max(1, load.prefix)))
+    own = each * shape.layers * load.rows * load.prefix * (load.questions > at_once)
+    cache = own + each * shape.layers * at_once * keys
+    layer = 2 * c * shape.queries * at_once * keys
     early = load.rows * load.prefix * (method.between * shape.hidden + each * method.drop_layer)
     return cache + layer + early + 3 * SINGLE * shape.vocab * load.answers

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from victorctl.collation import Batch
-from victorctl.distill import divergence, likeliest
 from victorctl.features import see
+from victorctl.losses import divergence, likeliest
 from victorctl.sections import TrainSection
 
 
