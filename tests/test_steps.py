@@ -36,9 +36,9 @@ def batch_of(rows=ROWS):
 
 
 def trained(dtype):
+    torch.manual_seed(2)
     model = victor_llava().to(dtype)
     parameters = choose_parameters(model, SETTINGS)
-    torch.manual_seed(2)
     for name, value in parameters.items():
         if "up" in name:
             torch.nn.init.normal_(value, std=0.3)
