@@ -114,8 +114,8 @@ def test_half_precision_halves_all_but_norms_and_logits():
     half, single = (
         saved_bytes(SHAPE, replace(METHOD, stored=size, computed=size), LOAD) for size in (2, 4)
     )
-    # Of a position: in two layers 2 norms of 3 + 1 numbers and 2 heads' sums, outside one norm of 3;
-    # 7 logits for each of 2 answers.
+    # Of a position: in two layers 2 norms of 3 + 1 numbers and 2 heads' sums, outside one norm of
+    # 3; 7 logits for each of 2 answers.
     always = 10 * (2 * (2 * 4 * 4 + 2 * 4) + 4 * 3) + 2 * 4 * 7
 
     assert single - always == 2 * (half - always)

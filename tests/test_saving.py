@@ -1,7 +1,8 @@
 """The folder of a trained model: what changes, what stays, and what it takes of the disk.
 
 Faults planted and caught: a merged shard written through its hard link into the source, an update
-merged into rounded weights, a size without the shards that are rewritten.
+merged into rounded weights, a size without the shards that are rewritten, trained embeddings left
+out where they are tied.
 """
 
 import json
@@ -13,6 +14,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.finetuning import prepare, recipe, run
 from tests.tiny import tiny_picture, tiny_processor
+from tests.victor_models import victor_folder
 from victorctl import checkpoint, folders, saving, weights
 from victorctl.finetune import finetune
 from victorctl.recipe import Run
@@ -123,6 +125,61 @@ def test_lora_is_added_to_the_weights_as_stored_not_as_loaded(tmp_path, model, d
     moved = (new[name] - old[name]).abs().max()
     rounding = (old[name].bfloat16().float() - old[name]).abs().max()
     assert 0 < moved < 0.1 * rounding
+
+
+def predicted(network):
+    inputs = tiny_processor()(
+        text="<image> what is this ?", images=tiny_picture(), return_tensors="pt"
+    )
+    with torch.no_grad():
+        return network(**inputs).logits
+
+
+@pytest.mark.parametrize(
+    ("text", "rung", "more"),
+    [
+        ("llama", "lora", {"dora": True}),
+        ("llama", "lora-early+projector", {"rslora": True}),
+        ("llama", "full+projector", {}),
+        ("gemma", "full", {}),  # embeddings and output layer are one, and stored once
+        ("mixtral", "full", {}),  # experts are stored one by one, and are one tensor in memory
+    ],
+)
+def test_what_is_written_predicts_what_was_trained(tmp_path, monkeypatch, text, rung, more):
+    def write(source, folder, network):
+        wanted.append(predicted(network))
+        return save(source, folder, network)
+
+    model, data = prepare(tmp_path, monkeypatch, text=text)
+    wanted, save = [], saving.save
+    monkeypatch.setattr(saving, "save", write)
+    faster = {"learning_rate": 2e-2, "base_learning_rate": 2e-2, "steps": 3, **more}
+    finetune(model, recipe=recipe(data, rung, **faster), run=run(tmp_path / "out"))
+
+    before, after = (
+        predicted(checkpoint.load(folder, Run(device="cpu")))
+        for folder in (model, tmp_path / "out")
+    )
+    torch.testing.assert_close(after, wanted[0], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(before, after, atol=1e-2)
+    names = [
+        {name for file in checkpoint.weight_files(folder) for name in load_file(file)}
+        for folder in folders
+    ]
+    assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("rung", ["lora", "full+projector", "registers+projector"])
+def test_a_base_in_bfloat16_is_trained_in_float32_and_written_as_it_was(tmp_path, made, rung):
+    model, data = made
+    half = tmp_path / "half"
+    network = checkpoint.load(model, Run(device="cpu", dtype="bf16"))
+    victor_folder(half, network)
+    finetune(half, recipe=recipe(data, rung), run=run(tmp_path / "out"))
+
+    for file in sorted((tmp_path / "out").glob("*.safetensors")):
+        for name, value in load_file(file).items():
+            assert value.dtype == torch.bfloat16, name
 
 
 @pytest.mark.parametrize("rung", ["registers", "lora"])

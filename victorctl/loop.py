@@ -50,6 +50,21 @@ class Training:
         """Of the run."""
         return self.parts.processes
 
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Surround what the model computes: in bfloat16 if the recipe says so.
+
+        Or if the base has it and its own weights are trained, which are in float32 then.
+        """
+        model = self.distillation.model
+        finer = bool(base_parameters(self.parameters)) and dtype_of(model) == "bfloat16"
+        wanted = finer or self.parts.plan.settings.autocast == "bf16"
+        with (
+            checkpoint.fixes_of_shipped_file(),
+            torch.autocast(model.device.type, torch.bfloat16, enabled=wanted),
+        ):
+            yield
+
 
 class Stepper(NamedTuple):
     """What takes steps: the loss as all processes compute it, and the optimiser."""
@@ -107,7 +122,7 @@ def _ask_before(training: Training) -> None:
     with progress("teacher", settings.steps, quiet=run.quiet) as bar:
         for made in batches(training.parts.make, 0, settings.steps):
             for batch in made:
-                with checkpoint.fixes_of_shipped_file():
+                with training.computing():
                     training.distillation.ask(batch.to(device))
             bar.advance()
     training.distillation.known.flush()
@@ -194,21 +209,14 @@ def _step(
 
 def _backward(training: Training, stepper: Stepper, made: Sequence[Batch]) -> Tensor:
     """Add up the gradients of all parts of a step; return their losses [parts, kinds of loss]."""
-    processes, settings = training.processes, training.parts.plan.settings
-    distillation = training.distillation
+    processes, distillation = training.processes, training.distillation
     device = next(iter(stepper.parameters.values())).device
     made = [batch.to(device) for batch in made]
     whole = processes.sum(torch.stack([distillation.sizes(batch) for batch in made]).sum(dim=0))
-    finer = bool(base_parameters(stepper.parameters)) and dtype_of(distillation.model) == "bfloat16"
     found = []
     for place, batch in enumerate(made):
         with processes.adding(stepper.module, last=place == len(made) - 1):
-            with (
-                checkpoint.fixes_of_shipped_file(),
-                torch.autocast(
-                    device.type, torch.bfloat16, enabled=finer or settings.autocast == "bf16"
-                ),
-            ):
+            with training.computing():
                 losses = stepper.module(batch, whole / processes.count)
             losses.total.backward()
         found.append(torch.stack(losses).detach() / processes.count)
