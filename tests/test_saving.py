@@ -156,15 +156,13 @@ def test_what_is_written_predicts_what_was_trained(tmp_path, monkeypatch, text, 
     faster = {"learning_rate": 2e-2, "base_learning_rate": 2e-2, "steps": 3, **more}
     finetune(model, recipe=recipe(data, rung, **faster), run=run(tmp_path / "out"))
 
-    before, after = (
-        predicted(checkpoint.load(folder, Run(device="cpu")))
-        for folder in (model, tmp_path / "out")
-    )
+    both = (model, tmp_path / "out")
+    before, after = (predicted(checkpoint.load(each, Run(device="cpu"))) for each in both)
     torch.testing.assert_close(after, wanted[0], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(before, after, atol=1e-2)
     names = [
         {name for file in checkpoint.weight_files(folder) for name in load_file(file)}
-        for folder in folders
+        for folder in both
     ]
     assert names[0] == names[1]
 
