@@ -92,9 +92,7 @@ def _outside(shape: Shape, method: Method, load: Load) -> int:
     norm = SINGLE * (3 if method.rung == "full" else 1)
     kept = norm * d * positions
     if method.everywhere:
-        kept += (
-            (method.between + method.projector) * d * load.rows * load.prefix
-        )  # and who is visual
+        kept += method.projector * d * load.rows * load.prefix  # who is visual
     if method.projector:
         kept += c * load.tiles * shape.projected * (shape.features + 2 * d)
     return kept
