@@ -201,9 +201,17 @@ def check_files(row: Row, place: str) -> None:
         BadRow: If a file does not.
     """
     for file in row.images:
-        if isinstance(file, Path) and not file.is_file():
+        if isinstance(file, Path) and not _is_file(file):
             fix = "correct the path; it is relative to the data file"
             raise BadRow("missing", f"no such picture: {file}", fix=fix, place=place)
+
+
+def _is_file(file: Path) -> bool:
+    """Tell whether a file is there; a name that no file can have is none."""
+    try:
+        return file.is_file()
+    except OSError:
+        return False
 
 
 def _demo(spec: str, rows: int | None) -> Rows:

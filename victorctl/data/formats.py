@@ -89,6 +89,11 @@ def messages(record: Any, images: int) -> tuple[Message, ...]:
     if any(turn["role"] == "assistant" and not text_of(turn) for turn in turns):
         fix = "give every question an answer, or leave it out"
         raise BadRow("answer", "an answer is empty", fix=fix)
+    if any(turn["role"] == "user" and not turn["content"] for turn in turns):
+        raise BadRow("form", "a question is empty", fix="write what is asked")
+    if _shown([turn for turn in turns if turn["role"] == "assistant"]):
+        fix = f"show pictures in questions alone; spell {MARKER} otherwise where it is text"
+        raise BadRow("placeholders", "a picture in an answer", fix=fix)
     if (shown := _shown(turns)) != images:
         fix = f"put one {MARKER} into the text for each file under image or images"
         problem = f"pictures in the text: {shown}, in the row: {images}"
@@ -136,7 +141,8 @@ def pictures(record: Any) -> list[Any]:
 def answers(record: dict[str, Any]) -> tuple[str, ...]:
     """List the right answers that a record names, be they texts or `{"answer": ...}`."""
     given = listed(record.get("answers"))
-    return tuple(str(one["answer"] if isinstance(one, dict) else one) for one in given)
+    texts = (one.get("answer") if isinstance(one, dict) else one for one in given)
+    return tuple(_words(text, "answers") for text in texts)
 
 
 def sample(files: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +202,15 @@ def _single(record: dict[str, Any], images: int) -> tuple[Message, ...]:
     answer = record.get("answer")
     if answer is None:
         answer = statistics.mode(answers(record) or [""])
-    return question(str(record["question"]), str(answer), images=images)
+    return question(_words(record["question"], "question"), _words(answer, "answer"), images=images)
+
+
+def _words(value: Any, name: str) -> str:
+    """Take a text, or a number as one."""
+    if not isinstance(value, str | int | float):
+        fix = "write a text; several right answers belong under answers"
+        raise BadRow("form", f"{name} is no text: {value!r:.80}", fix=fix)
+    return str(value)
 
 
 def _caption(record: dict[str, Any], images: int) -> tuple[Message, ...]:
@@ -261,6 +275,8 @@ def _turn(turn: Any) -> tuple[Any, Any]:
 
 
 def _message(role: Any, content: Any) -> Message:
+    if not isinstance(role, str):
+        raise BadRow("role", f"a role that is no text: {role!r:.80}", fix="name it as text")
     if role in TOOLS:
         fix = "leave rows with calls of tools out"
         raise BadRow("role", f"role {role!r} is a tool's, and none is taken", fix=fix)

@@ -3,6 +3,7 @@
 import csv
 import functools
 import hashlib
+import io
 import itertools
 import json
 import re
@@ -22,6 +23,8 @@ SPLITS = {  # words in the names of files, and the split that they belong to
 }  # fmt: skip
 METADATA = ("metadata.jsonl", "metadata.csv")  # beside pictures, whose file_name they give
 NO_ROWS = ("dataset_info.json", "dataset_infos.json")  # tell about a data set
+
+LONGEST_CELL = 2**31 - 1  # letters of a CSV's cell
 
 
 @dataclass(frozen=True)
@@ -217,10 +220,15 @@ def read_jsonl(path: Path) -> Iterator[Record]:
 
 def read_csv(path: Path) -> Iterator[Record]:
     """Read a table with a line of names at its top; an empty cell is none."""
-    lines = csv.DictReader(_read_text(path).splitlines(keepends=True))
-    for line in lines:
-        cells = {name: cell for name, cell in line.items() if name and cell}
-        yield Record(f"{path}:{lines.line_num}", cells, path.parent)
+    csv.field_size_limit(LONGEST_CELL)
+    lines = csv.DictReader(io.StringIO(_read_text(path), newline=""))
+    try:
+        for line in lines:
+            cells = {name: cell for name, cell in line.items() if name and cell}
+            yield Record(f"{path}:{lines.line_num}", cells, path.parent)
+    except csv.Error as error:
+        problem = f"{path}:{lines.line_num}: not CSV: {error}"
+        raise VictorError(problem, fix="correct that line") from error
 
 
 def read_tar(path: Path) -> Iterator[Record]:
