@@ -112,6 +112,26 @@ def test_what_two_processes_have_begun_one_can_end(tmp_path, made):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [["--set", "train.accumulate=2"], ["--processes", "2"]])
+def test_a_run_whose_teacher_has_answered_goes_on_in_other_parts(tmp_path, made, more):
+    settings = ["--train", "full", *SOONER]
+    whole = train(made, tmp_path / "whole", *settings)
+    model, data = made
+    words = ["finetune", str(model), "--data", str(data), "--out", str(tmp_path / "out")]
+    process = call([*COMMAND, *words, *SETTINGS.split(), *settings], tmp_path)
+    while not (tmp_path / "out.training" / "state.safetensors").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    ended = train(made, tmp_path / "out", *settings, *more, "--resume")
+
+    assert (whole[0], process.returncode, ended[0]) == (0, 130, 0), ended[2]
+    assert json.loads(ended[1])["teacher"]["questions"] == 0
+    assert_alike(tmp_path / "whole", tmp_path / "out", 2e-5)
+
+
+@pytest.mark.slow
 def test_a_run_that_is_killed_twenty_times_ends_with_the_weights_of_one_that_was_not(
     tmp_path, made
 ):
@@ -158,6 +178,70 @@ def test_the_option_is_left_out_of_what_each_process_is_told():
 
 
 def test_the_first_process_speaks(monkeypatch):
-    assert launch.is_first()
     monkeypatch.setenv("RANK", "1")
+    assert launch.is_first()  # some schedulers set it for every program
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     assert not launch.is_first()
+    with pytest.raises(
+        VictorError, match=r"--processes 2: a launcher .*\n  fix: leave --processes"
+    ):
+        launch.several(2)
+
+
+def children(process):
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [int(child) for child in found.split()]
+
+
+def is_running(pid):
+    return (
+        Path(f"/proc/{pid}").exists() and "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+)
+def test_processes_end_with_the_one_that_has_started_them(tmp_path, made, number, code):
+    model, data = made
+    words = ["finetune", str(model), "--data", str(data), "--out", str(tmp_path / "out")]
+    words += [*SETTINGS.split(), "--steps", "100000", "--processes", "2"]
+    process = call([*COMMAND, *words], tmp_path)
+    while not (tmp_path / "out.training" / "state.safetensors").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    workers = children(process)
+    assert len(workers) == 2
+    process.send_signal(number)
+
+    assert process.wait(timeout=60) == code
+    deadline = time.monotonic() + 30
+    while any(map(is_running, workers)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_the_words_of_the_process_that_failed_are_the_last_ones(tmp_path, made):
+    model, data = made
+    rows = json.loads(data.read_text())
+    for file in data.parent.glob("*.png"):  # whichever process reads it, and the first alone talks
+        if file.name != "0.png":
+            file.write_bytes(b"not a picture")
+    data.write_text(json.dumps(rows[4:]))
+    code, said, errors = train((model, data), tmp_path / "out", "--processes", "2")
+
+    assert (code, said) == (1, "")
+    assert "not a readable picture" in errors
+    assert errors.splitlines()[-1].startswith("  fix: ")
+
+
+@pytest.mark.slow
+def test_what_accelerate_would_do_beside_is_refused(tmp_path, made, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    code, _, errors = train(made, tmp_path / "out", "--processes", "2")
+
+    assert code == 1
+    assert 'mixed precision in bf16\n  fix: set mixed_precision: "no" in it' in errors

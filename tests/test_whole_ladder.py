@@ -130,7 +130,7 @@ def test_a_teacher_that_is_about_to_change_answers_before_and_is_never_asked_aga
 
     with pytest.raises(VictorError, match=r"predictions .* are gone .*\n  fix: start again with"):
         student(batch)
-    student.ask(batch)
+    student(batch, ask=True)
     before = student(batch).distill
     encoded = encode(ROWS[0], tiny_processor())
     said = encoded.conversations[0]

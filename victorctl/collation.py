@@ -28,7 +28,7 @@ class Batch:
         suffix: Tokens after the prefix, padded on the right [s, t].
         suffix_mask: 1 for tokens [s, t].
         labels: Answers; IGNORED elsewhere [s, t].
-        keys: What identifies each question's input, however it was batched.
+        keys: What identifies the input of each question that has answers, however it was batched.
     """
 
     images: dict[str, Tensor]
@@ -73,8 +73,8 @@ class Batch:
 
     @property
     def counts(self) -> list[int]:
-        """Answer positions of each question."""
-        return self.asked.sum(dim=1).tolist()
+        """Answer positions of each question that has any."""
+        return [count for count in self.asked.sum(dim=1).tolist() if count]
 
 
 def collate(rows: Sequence[EncodedRow], pad_id: int) -> Batch:
@@ -105,7 +105,7 @@ def collate(rows: Sequence[EncodedRow], pad_id: int) -> Batch:
         suffix=suffix,
         suffix_mask=suffix_mask,
         labels=labels,
-        keys=tuple(_key(digests[number], said) for number, said in pairs),
+        keys=tuple(_key(digests[number], said) for number, said in pairs if said.is_asked),
     )
 
 

@@ -110,17 +110,24 @@ class Distillation(nn.Module):
         self.text.training = True  # in batches without a picture, all has a gradient, of zero
         self.lora = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
-    def forward(self, batch: Batch, whole: Tensor | None = None) -> Losses:
+    def forward(
+        self, batch: Batch, whole: Tensor | None = None, *, ask: bool = False
+    ) -> Losses | None:
         """Compute the losses of a batch, which lies on the model's device.
 
         Args:
             batch: All that a step sees, or a part of it.
             whole: What `sizes` says of all parts together; losses are then this part's share.
+            ask: Let the teacher answer what it has not answered before, and nothing else, as long
+                as it is what it was.
 
         Raises:
             ValueError: For what the model's own forward refuses.
             VictorError: If the teacher is not what it was, and an answer of it was not kept.
         """
+        if ask:
+            self._ask(batch)
+            return None
         features = self._features(batch)
         lesson = self._lesson(batch, features)
         output = self._read(batch, features, lesson.early)
@@ -147,23 +154,27 @@ class Distillation(nn.Module):
         """Count what losses are means over: answer positions, and text tokens [2]."""
         return torch.stack([batch.asked.sum(), self._words(batch).sum()]).double()
 
-    @torch.no_grad()
-    def ask(self, batch: Batch) -> None:
-        """Let the teacher answer a batch that it has not answered before; nothing is learned."""
-        self._lesson(batch, self._features(batch), moved=False)
-
-    def _lesson(self, batch: Batch, features: Features, *, moved: bool | None = None) -> Lesson:
+    def _lesson(self, batch: Batch, features: Features) -> Lesson:
         """Look up what the teacher said before, or else ask it, unless it has moved since."""
         if not self.settings.has_teacher:
             return Lesson()
         targets = self.known.find(batch.keys) if self.known else None
         if not self.together(targets is None):
             return Lesson(targets)
-        if self.settings.moves_teacher if moved is None else moved:
+        if self.settings.moves_teacher:
             raise VictorError(
                 f"{self.known.folder}: predictions of the unconverted model are gone from there",
                 fix="start again with --overwrite, and let nothing remove them meanwhile",
             )
+        return self._ask_teacher(batch, features)
+
+    @torch.no_grad()
+    def _ask(self, batch: Batch) -> None:
+        if self.together(self.known.find(batch.keys) is None):
+            self._ask_teacher(batch, self._features(batch))
+
+    def _ask_teacher(self, batch: Batch, features: Features) -> Lesson:
+        """Let the teacher answer a batch, and keep what it says if it is to be kept."""
         started = time.perf_counter()
         lesson = self._teach(batch, features)
         if self.known:

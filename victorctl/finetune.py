@@ -2,7 +2,8 @@
 
 import json
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,13 +18,13 @@ from victorctl.data.mixtures import open_training
 from victorctl.data.rows import Rows
 from victorctl.distill import Distillation
 from victorctl.errors import VictorError
-from victorctl.loop import Training, dtype_of
+from victorctl.loop import Training, dtype_of, in_bfloat16
 from victorctl.loop import train as run_steps
 from victorctl.processes import Processes
 from victorctl.recipe import Recipe, Run
 from victorctl.resuming import State
 from victorctl.rungs import choose_parameters
-from victorctl.runtime import peak_memory_on, say, seed_everything, set_threads
+from victorctl.runtime import peak_memory_on, resolve, say, seed_everything, set_threads
 from victorctl.sections import TrainSection
 from victorctl.teacher import TeacherCache
 from victorctl.training import Parts, Plan
@@ -62,7 +63,7 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     rows = _rows(recipe, run)
     _check_parts(train, processes.count)
     processor = checkpoint.load_processor(model)
-    network = _load(model, run)
+    network = _load(model, replace(run, device="cpu") if processes.sharded else run)
     base = None if run.dry_run else processes.from_first(partial(checkpoint.hash_base, model))
     intact = lineage.base_intact(model, base)
     parameters = choose_parameters(network, train)
@@ -92,8 +93,9 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         state,
         replace(run, out=out),
     )
+    _tell_differences(recipe, network, run)
     holding = state.running(_identity(recipe, parent, rows, network), resume=run.resume)
-    with holding if processes.first else nullcontext():
+    with _saying(state, run), holding if processes.first else nullcontext():
         processes.wait()
         log = run_steps(training)
         if processes.first:
@@ -117,15 +119,40 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
                 )
             state.finish()
         processes.wait()
+    device = next(iter(training.distillation.parameters())).device
     losses = [entry["loss"] for entry in log]
     ends = max(1, min(ENDS, len(losses) // 2))  # in a short run the two must not be the same
-    teacher = training.distillation
+    told = torch.tensor([training.distillation.asked, training.distillation.seconds])
+    asked, seconds = processes.sum(told.to(device)).tolist()
     return result | {
         "loss": {"first": fmean(losses[:ends]), "last": fmean(losses[-ends:])},
-        "teacher": {"questions": teacher.asked, "seconds": teacher.seconds},
+        "teacher": {"questions": round(asked), "seconds": seconds / processes.count},
         "seconds": time.perf_counter() - started,
-        "peak_memory_bytes": peak_memory_on(torch.device(network.device)),
+        "peak_memory_bytes": peak_memory_on(device),
     }
+
+
+@contextmanager
+def _saying(state: State, run: Run) -> Iterator[None]:
+    """Say after Ctrl-C that nothing was saved, where that is so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not state.file.exists():
+            say("stopped before anything was saved: start again, without --resume", quiet=run.quiet)
+        raise
+
+
+def _tell_differences(recipe: Recipe, network: PreTrainedModel, run: Run) -> None:
+    """Say what converting has decided, where the recipe would have it otherwise."""
+    wanted = recipe.victor.model_dump(include=recipe.victor.model_fields_set, exclude_none=True)
+    for name, value in wanted.items():
+        if network.config.victor.get(name, value) != value:
+            say(
+                f"victor.{name} is {value}, and the model was converted with "
+                f"{network.config.victor[name]}, which stays",
+                quiet=run.quiet,
+            )
 
 
 def _put_together(model: Path, run: Run, training: Training) -> PreTrainedModel:
@@ -139,10 +166,10 @@ def _output(model: Path, recipe: Recipe, run: Run) -> Path:
     """Check what can be checked before anything is loaded, and say where to write."""
     if run.out is None:
         raise VictorError("finetune needs a folder to write", fix="add --out FOLDER")
-    logs.check(run.log)
     if recipe.data.train is None and not recipe.data.mix:
         raise VictorError("finetune needs data", fix="add --data demo, or --data FILE")
     out = run.out.expanduser().resolve()
+    logs.check(run.log, out, replace=run.resume or run.overwrite)
     checkpoint.read_victor_config(model)
     folders.check_outside(out, model)
     folders.check_output(out, overwrite=run.overwrite)
@@ -153,7 +180,7 @@ def _rows(recipe: Recipe, run: Run) -> Rows:
     """Open the data; without rows of text where only registers learn, which have no part in it."""
     rows = open_training(recipe.data, seed=recipe.seed, quiet=run.quiet)
     pictured = rows.with_pictures() if recipe.train.keeps_base else rows
-    if not pictured:
+    if not rows.pictured:
         raise VictorError(
             f"{recipe.data.train or 'data.mix'}: no row shows a picture, so registers have "
             "nothing to learn from",
@@ -161,7 +188,8 @@ def _rows(recipe: Recipe, run: Run) -> Rows:
         )
     if (size := recipe.train.batch_size) > len(pictured):
         raise VictorError(
-            f"train.batch_size is {size}, and the data has {len(pictured)} rows with pictures",
+            f"train.batch_size is {size}, and the data has {len(pictured)} rows"
+            f"{' with pictures' if recipe.train.keeps_base else ''}",
             fix=f"add --batch-size {len(pictured)}, or give more data",
         )
     if len(pictured) < len(rows):
@@ -176,10 +204,11 @@ def _check_parts(train: TrainSection, processes: int) -> None:
     """Refuse to cut a step into more parts than it has pictures."""
     parts = processes * train.accumulate
     if train.batch_size < parts:
+        fewer = ", or lower train.accumulate" if train.accumulate > 1 else ""
         raise VictorError(
-            f"train.batch_size is {train.batch_size}, to be shared by {processes} processes in "
-            f"{train.accumulate} parts each",
-            fix=f"add --batch-size {parts} or more, or lower train.accumulate",
+            f"train.batch_size is {train.batch_size}, to be shared by {processes} processes, each "
+            f"with train.accumulate {train.accumulate}",
+            fix=f"add --batch-size {parts} or more{fewer}",
         )
 
 
@@ -230,9 +259,10 @@ def _teacher(
             "config": config,
             "top_k": train.top_k,
             "temperature": train.temperature,
-            "autocast": train.autocast,
+            "autocast": in_bfloat16(network, train),
+            "float32": train.rung if in_bfloat16(network, train) and train.moves_teacher else None,
             "dtype": dtype_of(network),
-            "device": network.device.type,
+            "device": resolve(run)[0].type,
             "attn": run.attn,
         }
     )

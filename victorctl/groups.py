@@ -17,7 +17,7 @@ from victorctl.options import (
     named,
     setting,
 )
-from victorctl.output import hint, rows, show
+from victorctl.output import rows, show
 from victorctl.recipe import Run, load_recipe
 
 recipes_app = typer.Typer(
@@ -66,7 +66,12 @@ def copy_recipe(
     Example: victorctl recipes copy demo/victor
     """
     path = recipes.copy(name, out=out, overwrite=overwrite)
-    show("recipes-copy", {"file": path}, as_json=json, following=hint("recipes", "keys", path))
+    show(
+        "recipes-copy",
+        {"file": path},
+        as_json=json,
+        following=shlex.join(map(str, recipes.after(path, name))),
+    )
 
 
 data_app = typer.Typer(

@@ -1,5 +1,6 @@
 """Start a command in several processes on this machine, and wait for them."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -9,55 +10,93 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import IO, NamedTuple
 
 from victorctl.errors import VictorError
 
 OPTION = "--processes"
 LOOK = 0.1  # seconds between two looks at the processes
-PATIENCE = 30.0  # seconds that the others have to end by themselves when one has failed
+PATIENCE = 30.0  # seconds that processes have to end by themselves when they are told to
+DIE_WITH_PARENT = 1  # Linux's PR_SET_PDEATHSIG
+LAUNCHER = "TORCHELASTIC_RUN_ID"  # in the environment of what torchrun or accelerate has started
+
+
+class Worker(NamedTuple):
+    """A process, and what it says on stderr; None where that is shown at once."""
+
+    process: subprocess.Popen
+    said: IO[bytes] | None
 
 
 def is_first() -> bool:
     """Tell whether this process is the one that speaks, of all that a launcher has started."""
-    return os.environ.get("RANK", "0") == "0"
+    return LAUNCHER not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def several(count: int) -> int:
     """Run the command line that is running in so many processes instead.
 
-    The first one's output is shown; what the others have to say, where it has not failed itself.
+    The first one's output is shown; that of the others, where one of them fails first.
 
     Args:
         count: Processes; 1 is none but this one.
 
     Returns:
-        The exit code: the first one's, else that of the first to fail.
+        The exit code: of the first to fail.
+
+    Raises:
+        VictorError: If there are too few, or this is one of several already.
     """
     if count < 1:
         raise VictorError(f"{OPTION} {count}: at least one is needed", fix=f"use {OPTION} 1")
-    words = [sys.executable, "-m", "victorctl", *_without(sys.argv[1:])]
-    shared = {
+    if LAUNCHER in os.environ:
+        raise VictorError(
+            f"{OPTION} {count}: a launcher has started several processes already",
+            fix=f"leave {OPTION} out, or the launcher",
+        )
+    with ExitStack() as stack:
+        workers = [_start(rank, _environment(count), stack) for rank in range(count)]
+        stack.callback(_end, workers)  # whatever happens here
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.signal(number, lambda number, _frame: _tell(workers, number))
+            stack.callback(signal.signal, number, before)
+        failed = _wait(workers)
+        return 0 if failed is None else _explain(failed, workers[failed])
+
+
+def _environment(count: int) -> dict[str, str]:
+    """Say to the processes of each other, as torchrun does."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    return {
         "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count)),
         **os.environ,
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-        "TORCHELASTIC_RUN_ID": "victorctl",
+        "MASTER_PORT": str(port),
+        LAUNCHER: "victorctl",
     }
-    with ExitStack() as stack:
-        said = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
-        started = []
-        for rank in range(count):
-            own = {"stdout": subprocess.DEVNULL, "stderr": said[rank]} if rank else {}
-            ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            started.append(stack.enter_context(subprocess.Popen(words, env=shared | ranks, **own)))
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # each of them heard it, too
-        stack.callback(signal.signal, signal.SIGINT, before)
-        codes = _wait(started)
-        if codes[0] <= 0 and any(codes):  # ended, or was ended, without a word of its own
-            _show(said[next(rank for rank, code in enumerate(codes) if code)])
-    return codes[0] if codes[0] > 0 else next((code for code in codes if code > 0), abs(codes[0]))
+
+
+def _start(rank: int, shared: dict[str, str], stack: ExitStack) -> Worker:
+    """Start one process, which hears of signals from here alone, and ends when this one does."""
+    words = [sys.executable, "-m", "victorctl", *_without(sys.argv[1:])]
+    said = stack.enter_context(tempfile.TemporaryFile()) if rank else None  # noqa: SIM115
+    process = subprocess.Popen(
+        words,
+        env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        stdout=subprocess.DEVNULL if rank else None,
+        stderr=said,
+        start_new_session=True,
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+    )
+    return Worker(process, said)
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGTERM)
 
 
 def _without(words: Sequence[str]) -> list[str]:
@@ -70,28 +109,40 @@ def _without(words: Sequence[str]) -> list[str]:
     return kept
 
 
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+def _tell(workers: Sequence[Worker], number: int) -> None:
+    for worker in workers:
+        if worker.process.poll() is None:
+            worker.process.send_signal(number)
 
 
-def _wait(started: Sequence[subprocess.Popen]) -> list[int]:
-    """Wait for all; when one has failed, the others wait for it in vain, and are ended."""
-    deadline = None
-    while any(process.poll() is None for process in started):
+def _wait(workers: Sequence[Worker]) -> int | None:
+    """Wait for all, and name the first to fail: the others would wait for it in vain, and end."""
+    while True:
+        codes = [worker.process.poll() for worker in workers]
+        failed = next((rank for rank, code in enumerate(codes) if code), None)
+        if failed is not None or None not in codes:
+            return failed
         time.sleep(LOOK)
-        failed = any(process.returncode for process in started)
-        if failed and deadline is None:
-            deadline = time.monotonic() + PATIENCE
-            for process in started:
-                process.terminate()
-        if deadline is not None and time.monotonic() > deadline:
-            for process in started:
-                process.kill()
-    return [process.returncode for process in started]
 
 
-def _show(said: tempfile._TemporaryFileWrapper) -> None:
-    said.seek(0)
-    sys.stderr.write(said.read().decode(errors="replace"))
+def _end(workers: Sequence[Worker]) -> None:
+    """Let those that still run end by themselves, then end them."""
+    deadline = time.monotonic() + PATIENCE
+    _tell(workers, signal.SIGTERM)
+    for worker in workers:
+        try:
+            worker.process.wait(max(0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            worker.process.wait()
+
+
+def _explain(rank: int, worker: Worker) -> int:
+    """Show what the first process to fail has said, and return its exit code."""
+    if worker.said is not None:
+        worker.said.seek(0)
+        sys.stderr.write(worker.said.read().decode(errors="replace"))
+    code = worker.process.returncode
+    if code < 0:
+        sys.stderr.write(f"process {rank} was ended by {signal.Signals(-code).name}\n")
+    return code if code > 0 else 128 - code

@@ -20,8 +20,9 @@ from victorctl.logs import Told, telling
 from victorctl.processes import Processes, whole_tensor
 from victorctl.recipe import Run
 from victorctl.resuming import State, finish_the_step
-from victorctl.rungs import base_parameters, make_optimizer
+from victorctl.rungs import make_optimizer
 from victorctl.runtime import progress, say
+from victorctl.sections import TrainSection
 from victorctl.training import Parts, batches, learning_rate
 
 Log = list[dict[str, float]]
@@ -52,16 +53,11 @@ class Training:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Surround what the model computes: in bfloat16 if the recipe says so.
-
-        Or if the base has it and its own weights are trained, which are in float32 then.
-        """
-        model = self.distillation.model
-        finer = bool(base_parameters(self.parameters)) and dtype_of(model) == "bfloat16"
-        wanted = finer or self.parts.plan.settings.autocast == "bf16"
+        """Surround what the model computes."""
+        model, settings = self.distillation.model, self.parts.plan.settings
         with (
             checkpoint.fixes_of_shipped_file(),
-            torch.autocast(model.device.type, torch.bfloat16, enabled=wanted),
+            torch.autocast(model.device.type, torch.bfloat16, enabled=in_bfloat16(model, settings)),
         ):
             yield
 
@@ -79,6 +75,16 @@ def dtype_of(network: PreTrainedModel) -> str:
     return str(network.config.dtype).removeprefix("torch.")
 
 
+def in_bfloat16(network: PreTrainedModel, settings: TrainSection) -> bool:
+    """Tell whether arithmetic is in bfloat16 where weights are not.
+
+    Because the recipe says so, or because the base has it and weights of its own are trained, which
+    are in float32 then.
+    """
+    trains_base = settings.kind == "full" or settings.with_projector
+    return settings.autocast == "bf16" or (trains_base and dtype_of(network) == "bfloat16")
+
+
 def train(training: Training) -> Log:
     """Run the steps that are left, and save checkpoints on the way.
 
@@ -87,9 +93,9 @@ def train(training: Training) -> Log:
     """
     run, state = training.run, training.state
     settings, processes = training.parts.plan.settings, training.processes
-    if settings.moves_teacher and training.distillation.known and not run.resume:
-        _ask_before(training)
     stepper = _prepare(training)
+    if settings.moves_teacher and training.distillation.known:
+        _ask_before(training, stepper)
     log: Log = state.restore(stepper.parameters, stepper.optimizer) if run.resume else []
     told = Told(run.out, tuple(log), settings.model_dump())
     with (
@@ -111,22 +117,29 @@ def train(training: Training) -> Log:
                     "same settings and --resume",
                     quiet=run.quiet,
                 )
-                raise KeyboardInterrupt
+                wish.leave()
     return log
 
 
-def _ask_before(training: Training) -> None:
+def _ask_before(training: Training, stepper: Stepper) -> None:
     """Let the teacher answer all that will be asked, as long as it is what it was."""
-    settings, run = training.parts.plan.settings, training.run
-    device = training.distillation.model.device
-    with progress("teacher", settings.steps, quiet=run.quiet) as bar:
-        for made in batches(training.parts.make, 0, settings.steps):
-            for batch in made:
-                with training.computing():
-                    training.distillation.ask(batch.to(device))
-            bar.advance()
-    training.distillation.known.flush()
+    settings, known = training.parts.plan.settings, training.distillation.known
+    if training.state.has_asked(known.folder.name):  # before this run was interrupted
+        return
+    device = next(iter(stepper.parameters.values())).device
+    try:
+        with progress("teacher", settings.steps, quiet=training.run.quiet) as bar:
+            for number, made in enumerate(batches(training.parts.make, 0, settings.steps)):
+                with _fitting(training, number), training.computing(), torch.no_grad():
+                    for batch in made:
+                        stepper.module(batch.to(device), ask=True)
+                bar.advance()
+    finally:
+        known.flush()
     training.processes.wait()
+    if training.processes.first:
+        training.state.note_asked(known.folder.name)
+    known.look_again()  # for what other processes have written
 
 
 def _prepare(training: Training) -> Stepper:
@@ -204,7 +217,7 @@ def _step(
             raise _broken(training, made, losses, done, f"the {name} is {value}")
     names = ("loss", *Losses._fields[1:])
     entry = dict(zip(names, means, strict=True))
-    return {"step": done + 1, **entry, "learning_rate": rate * settings.learning_rate}
+    return {"step": done + 1, **entry, "learning_rate": rate * getattr(settings, settings.rate_key)}
 
 
 def _backward(training: Training, stepper: Stepper, made: Sequence[Batch]) -> Tensor:
@@ -236,6 +249,6 @@ def _broken(
     weights.write_file(file, part.tensors(), {"rows": rows, "problem": problem})
     return VictorError(
         f"{problem} at step {done + 1}; {file.name} has what was read",
-        fix=f"look whether its rows are as they should be; lower train.learning_rate (it is "
-        f"{settings.learning_rate:g}), and start again with --overwrite",
+        fix=f"look whether its rows are as they should be; lower train.{settings.rate_key} (it is "
+        f"{getattr(settings, settings.rate_key):g}), and start again with --overwrite",
     )

@@ -1,7 +1,8 @@
 """The processes of a training run: one, or several that each take their share of every step.
 
 accelerate says which there are and what each computes on: `accelerate launch -m victorctl finetune`
-with any of its configurations for one machine or many, or `victorctl finetune --processes N`.
+with a configuration for several GPUs or for FSDP, or `victorctl finetune --processes N`. On several
+machines, all must see the folder of the output.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,8 @@ from accelerate.utils import (
     FullyShardedDataParallelPlugin,
     broadcast_object_list,
     fsdp2_prepare_model,
+    get_int_from_env,
+    parse_choice_from_env,
     parse_flag_from_env,
 )
 from torch import Tensor, distributed, nn
@@ -23,6 +26,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from victorctl.data.batches import IGNORED, EncodedRow
 from victorctl.errors import VictorError
 from victorctl.recipe import Run
+from victorctl.runtime import resolve
 
 Item = TypeVar("Item")
 
@@ -48,18 +52,27 @@ class Processes:
             unused: Whether a weight that is trained may have no part in a step.
 
         Raises:
-            VictorError: If each cannot have a GPU of its own, or FSDP's first version is asked for.
+            VictorError: If each cannot have a GPU of its own, or the launcher's configuration asks
+                for what is not done here.
         """
         if not distributed.is_torchelastic_launched():
             return cls()
+        _check_configuration()
+        resolve(run)
         if run.device.startswith("cuda:"):
             raise VictorError(
                 f"--device {run.device}: one GPU, for several processes",
                 fix="leave --device out; each process takes the next GPU",
             )
+        here, there = int(get_int_from_env(["LOCAL_WORLD_SIZE"], 1)), torch.cuda.device_count()
+        if run.device != "cpu" and 0 < there < here:
+            raise VictorError(
+                f"{here} processes, and {there} GPU here",
+                fix=f"start {there}, or add --device cpu",
+            )
         on_cpu = run.device == "cpu" or not torch.cuda.is_available()
         parallel = DistributedDataParallelKwargs(find_unused_parameters=unused)
-        accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[parallel])
+        accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=[parallel])
         sharded = parse_flag_from_env("ACCELERATE_USE_FSDP")
         if sharded:
             plugin = FullyShardedDataParallelPlugin()
@@ -132,6 +145,22 @@ class Processes:
         if self.accelerator:
             broadcast_object_list(made)
         return made[0]
+
+
+def _check_configuration() -> None:
+    """Refuse what accelerate would do beside, or instead of, what is done here."""
+    for engine in ("DEEPSPEED", "MEGATRON_LM"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{engine}"):
+            raise VictorError(
+                f"the accelerate configuration asks for {engine}",
+                fix="use one for several GPUs or for FSDP: victorctl recipes copy accelerate/fsdp2",
+            )
+    wanted = parse_choice_from_env("ACCELERATE_MIXED_PRECISION", "no")
+    if wanted != "no":
+        raise VictorError(
+            f"the accelerate configuration asks for mixed precision in {wanted}",
+            fix='set mixed_precision: "no" in it, and add --set train.autocast=bf16',
+        )
 
 
 def whole_tensor(value: Tensor) -> Tensor:

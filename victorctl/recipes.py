@@ -1,5 +1,6 @@
 """The recipes that come along: find, list, explain and copy them."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,14 @@ def copy(name: str, *, out: Path | None, overwrite: bool) -> Path:
         reason = str(error.strerror).lower()
         raise VictorError(f"{target}: {reason}", fix="give another --out") from error
     return target
+
+
+def after(path: Path, name: str) -> str:
+    """Write the command that goes on with a copied file."""
+    file = shlex.quote(str(path))
+    if name.startswith(OTHERS):
+        return f"accelerate launch --config_file {file} -m victorctl finetune MODEL --data DATA"
+    return f"victorctl recipes keys {file}"
 
 
 def describe(model: type[Section] = Recipe) -> list[dict[str, Any]]:

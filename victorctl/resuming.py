@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -155,11 +155,15 @@ class State:
         Raises:
             VictorError: If the disk is full; the checkpoint before stays.
         """
-        tensors = {f"parameter.{name}": value for name, value in parameters.items()}
+        own = {f"parameter.{name}": value.detach() for name, value in parameters.items()}
         for name, value in parameters.items():
             for moment in ADAM:
-                tensors[f"{moment}.{name}"] = optimizer.state[value][moment]
-        tensors = {name: whole_tensor(value) for name, value in tensors.items()}
+                own[f"{moment}.{name}"] = optimizer.state[value][moment]
+        tensors = {}
+        for name, value in own.items():  # one by one, as parts of large ones lie on many GPUs
+            whole_one = whole_tensor(value)
+            if write:
+                tensors[name] = whole_one.cpu() if whole_one is not value else value
         if not write:
             return
         lines = "".join(json.dumps(entry) + "\n" for entry in log)
@@ -182,20 +186,43 @@ class State:
                     } | {"step": torch.tensor(float(len(log)), device=value.device)}
         return log
 
+    def has_asked(self, place: str) -> bool:
+        """Tell whether the teacher has answered everything, to be found at that place."""
+        return self._asked.exists() and self._asked.read_text() == place
+
+    def note_asked(self, place: str) -> None:
+        """Note that the teacher has answered everything, to be found at that place."""
+        write_whole(self._asked, place.encode())
+
+    @property
+    def _asked(self) -> Path:
+        return self.folder / "asked"
+
     def finish(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Interrupt:
-    """Whether Ctrl-C was pressed."""
+    """Whether the run is to stop, and by which signal."""
 
-    pressed = False
+    number: int | None = None
+
+    @property
+    def pressed(self) -> bool:
+        """Whether Ctrl-C was pressed, or the process was told to end."""
+        return self.number is not None
+
+    def leave(self) -> NoReturn:
+        """End as the signal would have ended it."""
+        if self.number == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt
 
 
 @contextmanager
 def finish_the_step(*, patient: bool = False) -> Iterator[Interrupt]:
-    """Turn the first Ctrl-C into a wish to stop after the step; the second stops at once.
+    """Turn the first Ctrl-C or SIGTERM into a wish to stop after the step; a second stops at once.
 
     Args:
         patient: The second does nothing: launchers of several processes send it by themselves.
@@ -206,12 +233,16 @@ def finish_the_step(*, patient: bool = False) -> Iterator[Interrupt]:
         return
 
     def note(number: int, frame: object) -> None:
-        wish.pressed = True
+        wish.number = number
         if not patient:
-            signal.signal(signal.SIGINT, before)
+            back()
 
-    before = signal.signal(signal.SIGINT, note)
+    def back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield wish
     finally:
-        signal.signal(signal.SIGINT, before)
+        back()

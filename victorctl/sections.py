@@ -214,6 +214,14 @@ class TrainSection(Section):
         return self.kind == "full" or self.with_projector
 
     @property
+    def rate_key(self) -> str:
+        """The key of the learning rate that most of what is trained learns at."""
+        if self.kind == "full":
+            return "base_learning_rate"
+        alone = self.kind in ("registers", "deep") and self.register_learning_rate is not None
+        return "register_learning_rate" if alone else "learning_rate"
+
+    @property
     def has_teacher(self) -> bool:
         """Whether the unconverted model is asked for anything."""
         return self.distill > 0 or self.hidden > 0

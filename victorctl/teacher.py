@@ -66,7 +66,12 @@ class TeacherCache:
         except OSError as error:
             problem = f"{error.filename}: {error.strerror}"
             raise VictorError(problem, fix=f"{INSTEAD}, where you may write") from error
-        for file in sorted(self.folder.glob("*.safetensors")):
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Learn what lies in the folder by now."""
+        known = {place.file for place in self.places.values()}
+        for file in sorted(set(self.folder.glob("*.safetensors")) - known):
             with suppress(SafetensorError):  # cut short by a crash: its questions are asked again
                 self._index(file)
 

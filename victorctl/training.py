@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
 import numpy as np
 from transformers import ProcessorMixin
@@ -56,7 +55,7 @@ class Plan:
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self.orders:
             self.orders.pop(epoch - 2, None)
-            order = _permutation(self.seed, epoch, len(self.rows))
+            order = np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
             grouped = self._grouped(epoch, order) if self.settings.group_by_length else order
             self.orders[epoch] = grouped
         return self.orders[epoch]
@@ -85,11 +84,6 @@ class Plan:
         draw = np.random.default_rng((self.seed, epoch, number))
         chosen = sorted(draw.permutation(len(row.conversations))[:limit])
         return replace(row, conversations=tuple(row.conversations[index] for index in chosen))
-
-
-@lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def length(row: Row) -> tuple[int, int]:

@@ -35,6 +35,11 @@ class Encoded:
     labels: list[int]
     prefix: int
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether there is an answer to learn; the first token is never one."""
+        return any(label != IGNORED for label in self.labels[1:])
+
 
 @dataclass(frozen=True)
 class EncodedRow:

@@ -289,8 +289,11 @@ def _parts(content: Any) -> list[dict[str, str]]:
     """Split a text at its markers, or take typed parts one by one."""
     if isinstance(content, list):
         return [part for item in content for part in _typed(item)]
+    whole = "" if content is None else str(content)
+    if not whole.isascii() and any("\ud800" <= sign <= "\udfff" for sign in whole):
+        raise BadRow("form", "half of a sign (a lone surrogate) in a text", fix="mend the text")
     parts: list[dict[str, str]] = []
-    for place, text in enumerate(("" if content is None else str(content)).split(MARKER)):
+    for place, text in enumerate(whole.split(MARKER)):
         parts += [{"type": "image"}] if place else []
         parts += [{"type": "text", "text": text.strip()}] if text.strip() else []
     return parts

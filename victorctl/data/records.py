@@ -239,6 +239,7 @@ def read_tar(path: Path) -> Iterator[Record]:
     """
     try:
         with tarfile.open(path, "r:") as archive:
+            _check_end(path)
             parts = [(*_key(part.name), part) for part in archive if part.isfile()]
             for key, group in itertools.groupby(parts, key=lambda part: part[0]):
                 files = {suffix: _content(archive, path, part) for _, suffix, part in group}
@@ -290,6 +291,17 @@ def _parse(text: str, path: Path, line: int) -> Any:
         fix = "correct that line (a file with one row in each line is called .jsonl)"
         place = f"{path}:{line + error.lineno - 1}"
         return formats.BadRow("json", f"not JSON: {error.msg}", fix=fix, place=place)
+    except RecursionError:
+        fix = "write it less deep"
+        return formats.BadRow("json", "JSON nested too deep", fix=fix, place=f"{path}:{line}")
+
+
+def _check_end(path: Path) -> None:
+    """Refuse a tar that is cut short, which tarfile takes for a shorter one."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - tarfile.BLOCKSIZE))
+        if any(file.read()):
+            raise VictorError(f"{path}: cut short", fix="download or write it again")
 
 
 def _hash_texts(files: Sequence[Path], _records: Sequence[Record]) -> str:
