@@ -70,7 +70,7 @@ def copy_recipe(
         "recipes-copy",
         {"file": path},
         as_json=json,
-        following=shlex.join(map(str, recipes.after(path, name))),
+        following=recipes.after(path, name),
     )
 
 
