@@ -54,8 +54,9 @@ def several(count: int) -> int:
             f"{OPTION} {count}: a launcher has started several processes already",
             fix=f"leave {OPTION} out, or the launcher",
         )
+    shared = _environment(count)
     with ExitStack() as stack:
-        workers = [_start(rank, _environment(count), stack) for rank in range(count)]
+        workers = [_start(rank, shared, stack) for rank in range(count)]
         stack.callback(_end, workers)  # whatever happens here
         for number in (signal.SIGINT, signal.SIGTERM):
             before = signal.signal(number, lambda number, _frame: _tell(workers, number))
