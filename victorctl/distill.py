@@ -327,8 +327,9 @@ class Distillation(nn.Module):
         valid, prefix = batch.suffix_mask.bool(), batch.prefix.shape[1]
         count = len(valid) if self.each_alone else max(len(batch.prefix), COPIED // max(prefix, 1))
         found = []
-        for some in torch.arange(len(valid), device=valid.device).split(count):
-            own = share(cache)
+        parts = torch.arange(len(valid), device=valid.device).split(count)
+        for some in parts:
+            own = cache if some is parts[-1] else share(cache)  # of which nothing else is left then
             if prefix:
                 own.batch_select_indices(batch.row[some])
             start = own.next_position if prefix else valid.new_zeros(len(some), dtype=torch.long)

@@ -116,7 +116,7 @@ def ladder(rungs: Sequence[Rung], palette: Palette) -> "Figure":
     axes.set_yticks(range(len(ordered)), [f"{rung.name}  {rung.parameters:,}" for rung in ordered])
     axes.grid(axis="x", color=palette.faint, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.set_xlabel("accuracy kept, % of the base (blue: base intact); numbers trained")
+    axes.set_xlabel("accuracy kept, % of the base; blue: base intact")
     return figure
 
 
