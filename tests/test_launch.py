@@ -216,7 +216,8 @@ def test_processes_end_with_the_one_that_has_started_them(tmp_path, made, number
     assert len(workers) == 2
     process.send_signal(number)
 
-    assert process.wait(timeout=60) == code
+    process.communicate(timeout=90)
+    assert process.returncode == code
     deadline = time.monotonic() + 30
     while any(map(is_running, workers)):
         assert time.monotonic() < deadline

@@ -95,7 +95,7 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     )
     _tell_differences(recipe, network, run)
     holding = state.running(_identity(recipe, parent, rows, network), resume=run.resume)
-    with _saying(state, run), holding if processes.first else nullcontext():
+    with _leaving(processes, state, run), holding if processes.first else nullcontext():
         processes.wait()
         log = run_steps(training)
         if processes.first:
@@ -124,6 +124,7 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     ends = max(1, min(ENDS, len(losses) // 2))  # in a short run the two must not be the same
     told = torch.tensor([training.distillation.asked, training.distillation.seconds])
     asked, seconds = processes.sum(told.to(device)).tolist()
+    processes.close()
     return result | {
         "loss": {"first": fmean(losses[:ends]), "last": fmean(losses[-ends:])},
         "teacher": {"questions": round(asked), "seconds": seconds / processes.count},
@@ -133,13 +134,15 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
 
 
 @contextmanager
-def _saying(state: State, run: Run) -> Iterator[None]:
+def _leaving(processes: Processes, state: State, run: Run) -> Iterator[None]:
     """Say after Ctrl-C that nothing was saved, where that is so."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # in all processes alike, after a step
         if not state.file.exists():
             say("stopped before anything was saved: start again, without --resume", quiet=run.quiet)
+        elif processes.count > 1:
+            processes.close()
         raise
 
 

@@ -133,6 +133,12 @@ class Processes:
         if self.accelerator:
             self.accelerator.wait_for_everyone()
 
+    def close(self) -> None:
+        """Part from the others; nothing is shared after this."""
+        if self.accelerator:
+            self.wait()
+            distributed.destroy_process_group()
+
     def adding(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
         """Surround the passes of a part of a step: gradients are shared at its last one."""
         if self.accelerator is None or last or self.sharded:
