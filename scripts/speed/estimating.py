@@ -206,7 +206,7 @@ def measure(
         step = Distillation(model, train, known)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast == "bf16"):
             if known:
-                step.ask(batch)
+                step(batch, ask=True)
             found = count(step, batch, model)
     shape, load = shape_of(model.config), load_of(batch, IMAGE)
     method = method_of(
