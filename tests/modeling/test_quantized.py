@@ -53,7 +53,15 @@ def rounded(linear):
 
 
 def load(folder, way, cls=VictorLlava):
-    return cls.from_pretrained(folder, quantization_config=way(), device_map="cpu")
+    return unpacked(cls.from_pretrained(folder, quantization_config=way(), device_map="cpu"))
+
+
+def unpacked(model):
+    """Keep bitsandbytes from packing 4-bit weights for some CPUs: it fails where they are narrow."""
+    for part in model.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False
+    return model
 
 
 @torch.no_grad()
@@ -130,6 +138,6 @@ def test_a_quantised_model_is_saved_as_a_folder_of_two_models(way, folder, tmp_p
     )
     assert not any(report.values())
     assert not any(base_report.values())
-    assert torch.equal(logits(loaded), logits(model))
+    assert torch.equal(logits(unpacked(loaded)), logits(model))
     with model.registers_off():
-        assert torch.equal(logits(base), logits(model))
+        assert torch.equal(logits(unpacked(base)), logits(model))
