@@ -57,7 +57,7 @@ def load(folder, way, cls=VictorLlava):
 
 
 def unpacked(model):
-    """Keep bitsandbytes from packing 4-bit weights for some CPUs: it fails where they are narrow."""
+    """Keep bitsandbytes from packing 4-bit weights for some CPUs: it fails if they are narrow."""
     for part in model.modules():
         if hasattr(part, "support_avx512bf16_for_cpu"):
             part.support_avx512bf16_for_cpu = False
