@@ -131,7 +131,8 @@ def test_importing_everything_changes_nothing_around_it():
     code = f"""
 import importlib, json, logging, os, random, signal, sys, warnings
 for line in {sorted(third_parties)}:
-    exec(line, dict())
+    try: exec(line, dict())
+    except ImportError: pass  # what is not needed is imported where it is
 import matplotlib, numpy, torch
 def state():
     return dict(

@@ -95,7 +95,7 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     )
     _tell_differences(recipe, network, run)
     holding = state.running(_identity(recipe, parent, rows, network), resume=run.resume)
-    with _leaving(processes, state, run), holding if processes.first else nullcontext():
+    with _leaving(state, run), holding if processes.first else nullcontext():
         processes.wait()
         log = run_steps(training)
         if processes.first:
@@ -134,15 +134,13 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
 
 
 @contextmanager
-def _leaving(processes: Processes, state: State, run: Run) -> Iterator[None]:
+def _leaving(state: State, run: Run) -> Iterator[None]:
     """Say after Ctrl-C that nothing was saved, where that is so."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):  # in all processes alike, after a step
+    except KeyboardInterrupt:
         if not state.file.exists():
             say("stopped before anything was saved: start again, without --resume", quiet=run.quiet)
-        elif processes.count > 1:
-            processes.close()
         raise
 
 
@@ -256,6 +254,7 @@ def _teacher(
         return None
     config = checkpoint.read_config(model)
     del config["victor"]
+    finer = train.moves_teacher and dtype_of(network) == "bfloat16"
     return TeacherCache(
         {
             "base": base_sha256,
@@ -263,7 +262,7 @@ def _teacher(
             "top_k": train.top_k,
             "temperature": train.temperature,
             "autocast": in_bfloat16(network, train),
-            "float32": train.rung if in_bfloat16(network, train) and train.moves_teacher else None,
+            "float32": train.rung if finer else None,
             "dtype": dtype_of(network),
             "device": resolve(run)[0].type,
             "attn": run.attn,

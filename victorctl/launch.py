@@ -58,11 +58,14 @@ def several(count: int) -> int:
     with ExitStack() as stack:
         workers = [_start(rank, shared, stack) for rank in range(count)]
         stack.callback(_end, workers)  # whatever happens here
+        heard: list[int] = []
         for number in (signal.SIGINT, signal.SIGTERM):
-            before = signal.signal(number, lambda number, _frame: _tell(workers, number))
+            before = signal.signal(number, lambda number, _frame: heard.append(number))
             stack.callback(signal.signal, number, before)
-        failed = _wait(workers)
-        return 0 if failed is None else _explain(failed, workers[failed])
+        failed = _wait(workers, heard)
+        if failed is None and heard:
+            return 128 + heard[-1]
+        return 0 if failed is None else _explain(failed, workers[failed], told=bool(heard))
 
 
 def _environment(count: int) -> dict[str, str]:
@@ -116,14 +119,24 @@ def _tell(workers: Sequence[Worker], number: int) -> None:
             worker.process.send_signal(number)
 
 
-def _wait(workers: Sequence[Worker]) -> int | None:
-    """Wait for all, and name the first to fail: the others would wait for it in vain, and end."""
-    while True:
+def _wait(workers: Sequence[Worker], heard: Sequence[int]) -> int | None:
+    """Wait for all, and name the first to fail: the others would wait for it in vain.
+
+    Args:
+        workers: Are told of the first signal.
+        heard: Signals so far; at the second one nobody is waited for any more.
+    """
+    told = 0
+    while len(heard) < 2:
+        if len(heard) > told:
+            _tell(workers, heard[told])
+            told += 1
         codes = [worker.process.poll() for worker in workers]
         failed = next((rank for rank, code in enumerate(codes) if code), None)
         if failed is not None or None not in codes:
             return failed
         time.sleep(LOOK)
+    return None
 
 
 def _end(workers: Sequence[Worker]) -> None:
@@ -138,12 +151,18 @@ def _end(workers: Sequence[Worker]) -> None:
             worker.process.wait()
 
 
-def _explain(rank: int, worker: Worker) -> int:
-    """Show what the first process to fail has said, and return its exit code."""
+def _explain(rank: int, worker: Worker, *, told: bool) -> int:
+    """Show what the first process to fail has said, and return its exit code.
+
+    Args:
+        rank: The process's.
+        worker: The process.
+        told: It was told to end.
+    """
     if worker.said is not None:
         worker.said.seek(0)
         sys.stderr.write(worker.said.read().decode(errors="replace"))
     code = worker.process.returncode
-    if code < 0:
+    if code < 0 and not told:
         sys.stderr.write(f"process {rank} was ended by {signal.Signals(-code).name}\n")
     return code if code > 0 else 128 - code

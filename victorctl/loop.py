@@ -117,6 +117,7 @@ def train(training: Training) -> Log:
                     "same settings and --resume",
                     quiet=run.quiet,
                 )
+                processes.close()  # where all are together
                 wish.leave()
     return log
 
@@ -124,7 +125,7 @@ def train(training: Training) -> Log:
 def _ask_before(training: Training, stepper: Stepper) -> None:
     """Let the teacher answer all that will be asked, as long as it is what it was."""
     settings, known = training.parts.plan.settings, training.distillation.known
-    if training.state.has_asked(known.folder.name):  # before this run was interrupted
+    if known.places and training.state.has_asked(known.folder.name):  # before an interruption
         return
     device = next(iter(stepper.parameters.values())).device
     try:

@@ -191,7 +191,8 @@ def _workspace(shape: Shape, method: Method, load: Load) -> float:
                 shape, Reading(1, 1, 1, 1)
             )  # its weights, twice
     logits = 3 * SINGLE * shape.vocab * load.answers
-    prefix = method.computed * shape.hidden * load.rows * load.prefix
+    states = 3 if method.everywhere else 1  # what goes in, what comes out, and a gradient
+    prefix = states * method.computed * shape.hidden * load.rows * load.prefix
     return prefix + max(layer, logits)
 
 

@@ -87,7 +87,8 @@ def after(path: Path, name: str) -> str:
     """Write the command that goes on with a copied file."""
     file = shlex.quote(str(path))
     if name.startswith(OTHERS):
-        return f"accelerate launch --config_file {file} -m victorctl finetune MODEL --data DATA"
+        command = "victorctl finetune MODEL --data DATA --out OUT"
+        return f"accelerate launch --config_file {file} -m {command}"
     return f"victorctl recipes keys {file}"
 
 

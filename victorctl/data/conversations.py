@@ -182,7 +182,8 @@ def make_row(index: int, record: Record) -> Row:
     try:
         files = formats.pictures(record.value)
         messages = formats.messages(record.value, len(files))
-        accepted = formats.answers(record.value)
+        asks = formats.form(record.value) is formats.FORMS["question"]
+        accepted = formats.answers(record.value) if asks else ()
     except BadRow as error:
         raise error.at(record.place) from None
     value = record.value

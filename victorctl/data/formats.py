@@ -141,8 +141,8 @@ def pictures(record: Any) -> list[Any]:
 def answers(record: dict[str, Any]) -> tuple[str, ...]:
     """List the right answers that a record names, be they texts or `{"answer": ...}`."""
     given = listed(record.get("answers"))
-    texts = (one.get("answer") if isinstance(one, dict) else one for one in given)
-    return tuple(_words(text, "answers") for text in texts)
+    given = [one.get("answer", one) if isinstance(one, dict) else one for one in given]
+    return tuple(_words(one, "answers") for one in given if one is not None)
 
 
 def sample(files: dict[str, Any]) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def _single(record: dict[str, Any], images: int) -> tuple[Message, ...]:
 
 def _words(value: Any, name: str) -> str:
     """Take a text, or a number as one."""
-    if not isinstance(value, str | int | float):
+    if not isinstance(value, str | int | float) or value != value:
         fix = "write a text; several right answers belong under answers"
         raise BadRow("form", f"{name} is no text: {value!r:.80}", fix=fix)
     return str(value)
@@ -218,7 +218,7 @@ def _caption(record: dict[str, Any], images: int) -> tuple[Message, ...]:
         fix = f"give it pictures, or one of the keys {', '.join(FORMS)}"
         raise BadRow("form", "not a row", fix=fix)
     words = next(record[key] for key in ("caption", "text") if record.get(key) is not None)
-    return question(DESCRIBE, str(words), images=images)
+    return question(DESCRIBE, _words(words, "caption"), images=images)
 
 
 FORMS = {
@@ -289,7 +289,7 @@ def _parts(content: Any) -> list[dict[str, str]]:
     """Split a text at its markers, or take typed parts one by one."""
     if isinstance(content, list):
         return [part for item in content for part in _typed(item)]
-    whole = "" if content is None else str(content)
+    whole = "" if content is None else _words(content, "content")
     if not whole.isascii() and any("\ud800" <= sign <= "\udfff" for sign in whole):
         raise BadRow("form", "half of a sign (a lone surrogate) in a text", fix="mend the text")
     parts: list[dict[str, str]] = []

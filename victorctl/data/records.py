@@ -291,9 +291,9 @@ def _parse(text: str, path: Path, line: int) -> Any:
         fix = "correct that line (a file with one row in each line is called .jsonl)"
         place = f"{path}:{line + error.lineno - 1}"
         return formats.BadRow("json", f"not JSON: {error.msg}", fix=fix, place=place)
-    except RecursionError:
-        fix = "write it less deep"
-        return formats.BadRow("json", "JSON nested too deep", fix=fix, place=f"{path}:{line}")
+    except (RecursionError, ValueError) as error:  # nested too deep, or a number too long
+        fix = "correct that line"
+        return formats.BadRow("json", f"not JSON: {error}", fix=fix, place=f"{path}:{line}")
 
 
 def _check_end(path: Path) -> None:
