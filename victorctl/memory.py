@@ -191,8 +191,10 @@ def _workspace(shape: Shape, method: Method, load: Load) -> float:
                 shape, Reading(1, 1, 1, 1)
             )  # its weights, twice
     logits = 3 * SINGLE * shape.vocab * load.answers
-    states = 3 if method.everywhere else 1  # what goes in, what comes out, and a gradient
-    prefix = states * method.computed * shape.hidden * load.rows * load.prefix
+    states = method.computed
+    if method.everywhere:  # what comes out of a layer, and a gradient
+        states += 2 * method.between
+    prefix = states * shape.hidden * load.rows * load.prefix
     return prefix + max(layer, logits)
 
 
