@@ -4,6 +4,7 @@ import errno
 import signal
 import sys
 
+from victorctl import launch
 from victorctl.errors import CheckFailed, VictorError
 
 
@@ -20,6 +21,7 @@ def main() -> None:
         finally:
             sys.stdout.flush()
     except VictorError as error:
+        launch.let_the_first_speak()  # what is wrong for all is said once
         sys.stderr.write(f"error: {error}\n")
         sys.exit(3 if isinstance(error, CheckFailed) else 1)
     except KeyboardInterrupt:  # while the command line itself was loaded

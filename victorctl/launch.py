@@ -16,6 +16,7 @@ from victorctl.errors import VictorError
 
 OPTION = "--processes"
 LOOK = 0.1  # seconds between two looks at the processes
+MOMENT = 3.0  # seconds that processes may lie behind each other
 PATIENCE = 30.0  # seconds that processes have to end by themselves when they are told to
 DIE_WITH_PARENT = 1  # Linux's PR_SET_PDEATHSIG
 LAUNCHER = "TORCHELASTIC_RUN_ID"  # in the environment of what torchrun or accelerate has started
@@ -31,6 +32,12 @@ class Worker(NamedTuple):
 def is_first() -> bool:
     """Tell whether this process is the one that speaks, of all that a launcher has started."""
     return LAUNCHER not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
+def let_the_first_speak() -> None:
+    """Wait, in another process than the first, for that one to fail in the same way."""
+    if not is_first():
+        time.sleep(MOMENT)
 
 
 def several(count: int) -> int:
