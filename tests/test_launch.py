@@ -135,7 +135,7 @@ def test_a_run_whose_teacher_has_answered_goes_on_in_other_parts(tmp_path, made,
 def test_a_run_that_is_killed_twenty_times_ends_with_the_weights_of_one_that_was_not(
     tmp_path, made
 ):
-    steps = ["--steps", "400", "--set", "train.checkpoint_every=3"]
+    steps = ["--steps", "1000", "--set", "train.checkpoint_every=3"]
     assert train(made, tmp_path / "whole", *steps)[0] == 0
     model, data = made
     words = ["finetune", str(model), "--data", str(data), "--out", str(tmp_path / "out")]
