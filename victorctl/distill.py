@@ -119,7 +119,7 @@ class Distillation(nn.Module):
             batch: All that a step sees, or a part of it.
             whole: What `sizes` says of all parts together; losses are then this part's share.
             ask: Let the teacher answer what it has not answered before, and nothing else, as long
-                as it is what it was.
+                as it is what it was; here, as weights that are cut up are whole in `forward` alone.
 
         Raises:
             ValueError: For what the model's own forward refuses.

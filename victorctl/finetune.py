@@ -1,8 +1,8 @@
-"""The finetune stage: train a Victor model's registers, all else frozen, and write a new folder."""
+"""The finetune stage: train what a rung trains of a Victor model, and write a new folder."""
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,7 @@ from victorctl.data.mixtures import open_training
 from victorctl.data.rows import Rows
 from victorctl.distill import Distillation
 from victorctl.errors import VictorError
-from victorctl.loop import Training, dtype_of, in_bfloat16
+from victorctl.loop import Log, Training, dtype_of, in_bfloat16, is_finer
 from victorctl.loop import train as run_steps
 from victorctl.processes import Processes
 from victorctl.recipe import Recipe, Run
@@ -50,6 +50,7 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         VictorError: If the data, the folder or the settings do not fit, another run writes there,
             the disk is full, or the loss stops being a number.
         KeyboardInterrupt: After Ctrl-C, when the step at hand is done and saved.
+        SystemExit: After SIGTERM, likewise.
     """
     started = time.perf_counter()
     processes = Processes.start(run, unused=recipe.train.kind == "full")
@@ -77,7 +78,9 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     folders.check_space(out, _bytes(model, out, network, state, result["trainable_parameters"]))
     if run.dry_run:
         plan = Plan(rows, train, recipe.seed)
-        return result | {"estimate": foresight.of_run(network, parameters, plan, processor)}
+        found = foresight.of_run(network, parameters, plan, processor)
+        processes.close()
+        return result | {"estimate": found}
     parent = lineage.weights_sha256(model, base)
     if train.has_teacher and not intact:
         say(
@@ -99,36 +102,47 @@ def finetune(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         processes.wait()
         log = run_steps(training)
         if processes.first:
-            details = _circumstances(network, rows) | {"processes": processes.count}
-            if processes.sharded:
-                network = _put_together(model, run, training)
-            with folders.writing(out, overwrite=run.overwrite) as folder:
-                hashes = saving.save(model, folder, network)
-                plots.loss_curve(log, folder / "loss.png")
-                lines = "".join(json.dumps(entry) + "\n" for entry in log)
-                (folder / "loss.jsonl").write_text(lines)
-                lineage.add_stage(
-                    folder,
-                    command="finetune",
-                    settings={"train": train.model_dump(), "data": recipe.data.model_dump()},
-                    parent_sha256=parent,
-                    seed=recipe.seed,
-                    base_intact=result["base_intact"],
-                    known=hashes,
-                    details=details,
-                )
+            record = partial(
+                lineage.add_stage,
+                command="finetune",
+                settings={"train": train.model_dump(), "data": recipe.data.model_dump()},
+                parent_sha256=parent,
+                seed=recipe.seed,
+                base_intact=result["base_intact"],
+                details=_circumstances(network, rows) | {"processes": processes.count},
+            )
+            _write(model, training, log, record)
             state.finish()
         processes.wait()
-    device = next(iter(training.distillation.parameters())).device
+    told = _told(training, log)
+    processes.close()
+    return result | told | {"seconds": time.perf_counter() - started}
+
+
+def _write(model: Path, training: Training, log: Log, record: Callable[..., None]) -> None:
+    """Write the folder of the trained model, and what is to be known of it."""
+    run, network = training.run, training.distillation.model
+    if training.processes.sharded:
+        network = _put_together(model, run, training)
+    with folders.writing(run.out, overwrite=run.overwrite) as folder:
+        hashes = saving.save(model, folder, network)
+        plots.loss_curve(log, folder / "loss.png")
+        lines = "".join(json.dumps(entry) + "\n" for entry in log)
+        (folder / "loss.jsonl").write_text(lines)
+        record(folder, known=hashes)
+
+
+def _told(training: Training, log: Log) -> dict[str, Any]:
+    """Say what training has come to, in all processes together."""
+    distillation, processes = training.distillation, training.processes
+    device = next(distillation.parameters()).device
     losses = [entry["loss"] for entry in log]
     ends = max(1, min(ENDS, len(losses) // 2))  # in a short run the two must not be the same
-    told = torch.tensor([training.distillation.asked, training.distillation.seconds])
-    asked, seconds = processes.sum(told.to(device)).tolist()
-    processes.close()
-    return result | {
+    spent = torch.tensor([distillation.asked, distillation.seconds], device=device)
+    asked, seconds = processes.sum(spent).tolist()
+    return {
         "loss": {"first": fmean(losses[:ends]), "last": fmean(losses[-ends:])},
         "teacher": {"questions": round(asked), "seconds": seconds / processes.count},
-        "seconds": time.perf_counter() - started,
         "peak_memory_bytes": peak_memory_on(device),
     }
 
@@ -254,7 +268,6 @@ def _teacher(
         return None
     config = checkpoint.read_config(model)
     del config["victor"]
-    finer = train.moves_teacher and dtype_of(network) == "bfloat16"
     return TeacherCache(
         {
             "base": base_sha256,
@@ -262,7 +275,7 @@ def _teacher(
             "top_k": train.top_k,
             "temperature": train.temperature,
             "autocast": in_bfloat16(network, train),
-            "float32": train.rung if finer else None,
+            "float32": train.rung if is_finer(network, train) else None,
             "dtype": dtype_of(network),
             "device": resolve(run)[0].type,
             "attn": run.attn,

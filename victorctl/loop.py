@@ -81,8 +81,12 @@ def in_bfloat16(network: PreTrainedModel, settings: TrainSection) -> bool:
     Because the recipe says so, or because the base has it and weights of its own are trained, which
     are in float32 then.
     """
-    trains_base = settings.kind == "full" or settings.with_projector
-    return settings.autocast == "bf16" or (trains_base and dtype_of(network) == "bfloat16")
+    return settings.autocast == "bf16" or is_finer(network, settings)
+
+
+def is_finer(network: PreTrainedModel, settings: TrainSection) -> bool:
+    """Tell whether weights of a base in bfloat16 are trained, and so are in float32."""
+    return settings.moves_teacher and dtype_of(network) == "bfloat16"
 
 
 def train(training: Training) -> Log:
@@ -150,8 +154,8 @@ def _prepare(training: Training) -> Stepper:
     if training.processes.sharded:
         distillation.together = training.processes.any
         distillation.each_alone = True  # FSDP frees weights that a prefix's keys still need
-    network = distillation.model
-    parameters = {name: dict(network.named_parameters())[name] for name in training.parameters}
+    there = dict(distillation.model.named_parameters())
+    parameters = {name: there[name] for name in training.parameters}
     return Stepper(module, make_optimizer(parameters, settings), parameters)
 
 

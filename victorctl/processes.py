@@ -79,7 +79,7 @@ class Processes:
             if plugin.fsdp_version != 2:
                 raise VictorError(
                     "the accelerate configuration asks for the first version of FSDP",
-                    fix="set fsdp_version: 2 in it, as recipes/accelerate/fsdp2.yaml does",
+                    fix="set fsdp_version: 2 in it, or: victorctl recipes copy accelerate/fsdp2",
                 )
             accelerator.state.fsdp_plugin = plugin  # which it leaves out on CPUs
         return cls(accelerator, sharded)
