@@ -1,0 +1,25 @@
+"""The table of benchmarks: questions that the field asks, and how it marks the answers."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from victorctl.errors import VictorError
+
+if TYPE_CHECKING:
+    from victorctl.benchmarks.base import Benchmark
+
+BENCHMARKS: dict[str, str] = {}
+"""What a benchmark is called, and its module here and class."""
+
+
+def benchmark(name: str) -> "Benchmark":
+    """Import a benchmark.
+
+    Raises:
+        VictorError: If none is called so.
+    """
+    if name not in BENCHMARKS:
+        fix = f"use one of: {', '.join(sorted(BENCHMARKS))}"
+        raise VictorError(f"no benchmark called {name!r}", fix=fix)
+    module, _, cls = BENCHMARKS[name].partition(":")
+    return getattr(import_module(f"victorctl.benchmarks.{module}"), cls)()
