@@ -48,41 +48,20 @@ class Asked:
     known: Mapping[str, Any]
 
 
-class Benchmark(ABC):
-    """Questions about pictures with a rule for marking answers.
+class Scorer(ABC):
+    """A rule for marking answers.
 
     An answer is marked by itself (`mark`), the marks of a unit are added up (`tally`), and the sums
     over all units become scores (`sum_up`): so the bootstrap can draw units anew and again, by
     nothing but sums.
     """
 
-    title: ClassVar[str]
-    """As papers write it."""
-    data: ClassVar[Hub]
-    columns: ClassVar[Mapping[str, str]]
-    """Columns of the data that are read, and their meaning."""
-    longest: ClassVar[int] = 16
-    """Tokens of the longest answer that is let be written."""
     main: ClassVar[str] = "accuracy"
-    """The score that stands for the benchmark."""
+    """The score that stands for all."""
     highest: ClassVar[float] = 1.0
     """Value of `main` where all is right."""
     meanings: ClassVar[Mapping[str, str]] = {}
     """What scores mean that their names do not say; of two definitions, whose each is."""
-
-    @abstractmethod
-    def ask(self, row: Mapping[str, Any]) -> Asked | None:
-        """Put the question of a row of the data.
-
-        Args:
-            row: Its columns; pictures are closed.
-
-        Returns:
-            None where the row is none of the benchmark's questions.
-
-        Raises:
-            KeyError: If a column is missing.
-        """
 
     @abstractmethod
     def mark(self, answer: str, asked: Asked) -> dict[str, float]:
@@ -122,6 +101,32 @@ class Benchmark(ABC):
             `main`, and whatever else is reported; NaN where there is nothing to divide by.
         """
         return {self.main: ratio(sums["right"], sums["questions"])}
+
+
+class Benchmark(Scorer):
+    """Questions about pictures that others ask, too, put and marked as they do."""
+
+    title: ClassVar[str]
+    """As papers write it."""
+    data: ClassVar[Hub]
+    columns: ClassVar[Mapping[str, str]]
+    """Columns of the data that are read, and their meaning."""
+    longest: ClassVar[int] = 16
+    """Tokens of the longest answer that is let be written."""
+
+    @abstractmethod
+    def ask(self, row: Mapping[str, Any]) -> Asked | None:
+        """Put the question of a row of the data.
+
+        Args:
+            row: Its columns; pictures are closed.
+
+        Returns:
+            None where the row is none of the benchmark's questions.
+
+        Raises:
+            KeyError: If a column is missing.
+        """
 
 
 def ratio(part: Number, whole: Number) -> Number:
