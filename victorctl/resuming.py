@@ -1,14 +1,13 @@
 """What an interrupted training run leaves on disk and goes on from, and Ctrl-C."""
 
 import json
-import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import ClassVar, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,22 +15,19 @@ from torch import Tensor
 
 from victorctl import weights
 from victorctl.errors import VictorError
-from victorctl.files import locked, whole, write_whole
+from victorctl.files import whole, write_whole
 from victorctl.folders import explained
 from victorctl.processes import put, whole_tensor
+from victorctl.unfinished import Unfinished
 
 ADAM = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
-class State:
-    """A run in progress, in a folder beside its output; it holds only what is trained.
+class State(Unfinished):
+    """A training run in progress; it holds only what is trained."""
 
-    Args:
-        folder: Where it lies; removed when the run is finished.
-    """
-
-    folder: Path
+    again: ClassVar[str] = "leave --resume out and add --overwrite"
 
     @property
     def file(self) -> Path:
@@ -39,14 +35,9 @@ class State:
         return self.folder / "state.safetensors"
 
     @property
-    def description(self) -> Path:
-        """What must not change between a run and its continuation."""
-        return self.folder / "run.json"
-
-    @property
-    def lock(self) -> Path:
-        """Held while a run is under way; beside the folder, which comes and goes."""
-        return self.folder.with_name(f"{self.folder.name}.lock")
+    def exists(self) -> bool:
+        """Whether there is a checkpoint."""
+        return self.file.exists()
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """Refuse what cannot be continued, and what would be lost; changes nothing.
@@ -56,9 +47,7 @@ class State:
                 an interrupted run would be lost without `overwrite`, or the folder is not one of a
                 run.
         """
-        if self.lock.exists():
-            with self._alone():
-                pass
+        self.check_idle()
         if resume:
             if not (self.file.exists() and self.description.exists()):
                 problem = f"{self.folder}: no checkpoint to resume"
@@ -85,56 +74,6 @@ class State:
                 f"{self.folder}: damaged, perhaps by a power cut: {error}",
                 fix="leave --resume out and add --overwrite, which starts again",
             ) from error
-
-    @contextmanager
-    def running(self, identity: dict[str, Any], *, resume: bool) -> Iterator[None]:
-        """Hold the folder while the run is under way; without a checkpoint, nothing of it stays.
-
-        Args:
-            identity: What the run must share with the one that it continues.
-            resume: Find the folder again, instead of making a new one.
-
-        Raises:
-            VictorError: If another run is under way, the run to resume was another one, or the
-                folder cannot be made.
-        """
-        with self._alone():
-            if resume:
-                self._check_same(identity)
-            else:
-                with explained(self.folder):
-                    shutil.rmtree(self.folder, ignore_errors=True)
-                    self.folder.mkdir()
-                    write_whole(self.description, json.dumps(identity, indent=2).encode())
-            try:
-                yield
-            finally:
-                if not self.file.exists():
-                    self.finish()
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other runs out."""
-        with ExitStack() as stack:
-            with explained(self.lock):
-                self.lock.parent.mkdir(parents=True, exist_ok=True)
-                held = stack.enter_context(locked(self.lock))
-            if not held:
-                raise VictorError(
-                    f"{self.folder}: another run is under way in this folder",
-                    fix="wait for it to end, or choose another --out",
-                )
-            yield
-
-    def _check_same(self, identity: dict[str, Any]) -> None:
-        before = json.loads(self.description.read_text())
-        changed = [key for key in identity if identity[key] != before.get(key)]
-        if changed:
-            said = "; ".join(f"{key} was {before.get(key)}, is {identity[key]}" for key in changed)
-            raise VictorError(
-                f"{self.folder}: another run lies here: {said}",
-                fix="give the settings of that run, or leave --resume out and add --overwrite",
-            )
 
     def save(
         self,
@@ -197,10 +136,6 @@ class State:
     @property
     def _asked(self) -> Path:
         return self.folder / "asked"
-
-    def finish(self) -> None:
-        """Remove the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Interrupt:
