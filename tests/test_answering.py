@@ -5,11 +5,11 @@ import torch
 
 from tests.tiny import tiny_model, tiny_processor, tiny_rows
 from tests.victor_models import shared
-from victorctl.answering import Contestant, Greedy, ask
+from victorctl.answering import Contestant, Greedy
+from victorctl.asking import Asking
 from victorctl.contestants import Base
 from victorctl.methods import FLOOR, method
 from victorctl.questions import prepare, questions
-from victorctl.sections import EvalSection
 
 ROWS = tiny_rows(4, questions=2, images=(1, 0, 2, 1))
 LONGEST = 5
@@ -20,7 +20,7 @@ def contestants():
     ways = {name: method(name)(count=3, seed=0) for name in FLOOR}
     return {
         "model": Contestant(model, lambda _rows: torch.no_grad()),
-        "base": Base(model, "tiny", native=False).contestant(),
+        "base": Base(model, "tiny", False, {}).contestant(),
         **{
             name: Contestant(model, lambda rows, way=way: way.acting(model, rows), way.pictures)
             for name, way in ways.items()
@@ -30,8 +30,8 @@ def contestants():
 
 def answers(batch_size):
     greedy = Greedy.of(shared(adapted=True), tiny_processor())
-    settings = EvalSection(batch_size=batch_size, max_new_tokens=LONGEST)
-    return ask(questions(ROWS, None), contestants(), greedy, settings, quiet=True)
+    asking = Asking(contestants(), greedy, batch_size, LONGEST, quiet=True)
+    return asking.ask(questions(ROWS, None))
 
 
 @pytest.fixture(scope="module")

@@ -196,7 +196,7 @@ def test_a_base_that_reads_other_prompts_is_refused(converted, tmp_path):
 def test_everyone_is_entered_and_the_simple_ways_spend_what_the_model_spends(converted):
     field = enter(converted, settings("eval.baselines=true", "seed=5"), QUIET)
 
-    assert list(field.contestants) == ["model", "base", *FLOOR]
+    assert list(field.contestants) == ["base", "model", *FLOOR]
     assert {(way.count, way.seed) for way in field.ways.values()} == {(3, 5)}
     assert {id(who.model) for who in field.contestants.values()} == {id(field.model)}
     assert [name for name, who in field.contestants.items() if not who.pictures] == ["no-image"]

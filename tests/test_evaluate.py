@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from tests.tiny import VISUAL_TOKENS, tiny_data, tiny_llava, tiny_picture, tiny_processor
-from victorctl import cost, runtime
+from victorctl import cost, runtime, spending
 from victorctl import evaluate as package_function
-from victorctl.answering import Answers
+from victorctl.asking import Answers, Asking
 from victorctl.contestants import load_shipped
 from victorctl.convert import convert
-from victorctl.evaluate import evaluate, side_by_side
+from victorctl.evaluate import evaluate
+from victorctl.findings import side_by_side
 from victorctl.questions import Size
 from victorctl.recipe import Run, load_recipe
 
@@ -63,7 +64,8 @@ def fast(monkeypatch):
     def known(contestants, **_):
         return {key: {who: of[who] for who in contestants} for key, of in seconds.items()}
 
-    monkeypatch.setattr(STAGE, "speed", known)
+    monkeypatch.setattr(spending, "speed", known)
+    monkeypatch.setattr(spending, "prefills", lambda who, *_, **__: dict.fromkeys(who, 2.0))
 
 
 def predictions(folder):
@@ -95,13 +97,13 @@ def test_every_key_is_there_and_fits_into_json(measured):
     assert set(result["speedup"]) == {"prefill", "generate_2", "generate_128"}
     assert set(result["baselines"]) == {"no-image", "no-registers", "random", "last", "pool"}
     assert all(
-        set(row) == {"accuracy", "kept", "mean_visual_tokens"}
+        set(row) == {"accuracy", "kept", "interval", "mean_visual_tokens", "speedup"}
         for row in result["baselines"].values()
     )
 
 
 def test_without_repeats_no_speed_is_measured_and_the_report_says_none(place, monkeypatch):
-    monkeypatch.setattr(STAGE, "speed", lambda *_args, **_more: pytest.fail("timed"))
+    monkeypatch.setattr(spending, "speed", lambda *_args, **_more: pytest.fail("timed"))
     recipe = settings(place / "data" / "data.json", "eval.repeats=0")
     run = dataclasses.replace(QUIET, out=place / "untimed")
 
@@ -120,7 +122,7 @@ def test_every_prediction_is_kept(measured, place):
     assert [line["id"] for line in lines] == [f"row-{n}" for n in range(6)]
     assert result["questions"] == 6
     assert set(lines[0]) == {
-        *("id", "type", "question", "answers", "model", "base"),
+        *("id", "type", "question", "answers", "model", "base", "right"),
         *result["baselines"],
     }
     data = json.loads((place / "data" / "data.json").read_text())
@@ -256,12 +258,13 @@ def test_every_number_follows_from_the_answers_and_the_times(place, fast, monkey
         "last": ["a0", "", "", "", "", ""],
     }
 
-    def answer(asked, contestants, *_, **__):
+    def answer(asking, task, asked, notebook):
         assert [question.id for question in asked] == [row["id"] for row in rows]
-        told = {name: texts.get(name, ["?"] * 6) for name in contestants}
-        return Answers(told, [Size(16, 4, 1)] * 3 + [Size(32, 10, 2)] * 2 + [Size(0, 6, 0)])
+        told = {name: texts.get(name, ["?"] * 6) for name in asking.contestants}
+        sizes = [Size(16, 4, 1)] * 3 + [Size(32, 10, 2)] * 2 + [Size(0, 6, 0)]
+        return Answers(told, sizes, [0.5, 0.25, 0, 0, 0, 0])
 
-    monkeypatch.setattr(STAGE, "ask", answer)
+    monkeypatch.setattr(Asking, "ask_on", answer)
     result = evaluate(
         place / "model",
         recipe=settings(data, "eval.baselines=true"),
@@ -272,9 +275,13 @@ def test_every_number_follows_from_the_answers_and_the_times(place, fast, monkey
     assert result["kept"] == pytest.approx(3 / 4)
     assert result["agreement"] == 3 / 6
     assert result["by_type"] == {
-        "even": {"model": 1 / 3, "base": 2 / 3, "questions": 3},
-        "odd": {"model": 2 / 3, "base": 2 / 3, "questions": 3},
+        # Rows 0, 2 and 4, and each about a picture of its own: right 0:1, 1:1 and 0:0 times.
+        "even": {"model": 1 / 3, "base": 2 / 3, "questions": 3, "kept": 1 / 2, "interval": [0, 1]},
+        # Right 1:1, 0:1 and 1:0 times: from 0:3, one draw in 26, to 3:1, three in 26.
+        "odd": {"model": 2 / 3, "base": 2 / 3, "questions": 3, "kept": 1, "interval": [0, 3]},
     }
+    assert result["first_token_kl"] == 0.75 / 6
+    assert result["benchmarks"] == {}
     # Pictures are right 1:2, 1:2 and 1:0 times. Three draws of them give 3:6 or 3:4 or 3:2, and in
     # one of 27 draws 3:0, which is left out; 3:6 and 3:2 are too frequent to be cut off.
     assert result["interval"] == pytest.approx([0.5, 1.5])
@@ -306,7 +313,7 @@ def test_answers_that_differ_are_shown_as_many_as_asked_for(place, fast, monkeyp
     data = place / "data" / "data.json"
     shown = []
 
-    def answer(asked, contestants, *_, **__):
+    def answer(asking, task, asked, notebook):
         model = ["same", "b1", "b2", "SAME.", "b4", "b5"]
         return Answers({"model": model, "base": ["same"] * 6}, [Size(16, 4, 1)] * 6)
 
@@ -314,7 +321,7 @@ def test_answers_that_differ_are_shown_as_many_as_asked_for(place, fast, monkeyp
         shown.append(differences)
         return folder / "report.html"
 
-    monkeypatch.setattr(STAGE, "ask", answer)
+    monkeypatch.setattr(Asking, "ask_on", answer)
     monkeypatch.setattr(STAGE.report, "write", write)
     for count, name in ((9, "all"), (2, "a"), (2, "b"), (2, "c"), (2, "d"), (0, "none")):
         evaluate(

@@ -2,12 +2,12 @@
 
 import dataclasses
 import shutil
-import sys
 
 import pytest
 import torch
 
 from tests.tiny import tiny_llava
+from victorctl.asking import Asking
 from victorctl.convert import convert
 from victorctl.errors import VictorError
 from victorctl.evaluate import evaluate
@@ -65,7 +65,7 @@ def test_a_full_gpu_is_an_error_that_says_how_to_need_less(place, monkeypatch, s
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(sys.modules["victorctl.evaluate"], "ask", full)
+    monkeypatch.setattr(Asking, "ask_on", full)
     recipe = load_recipe(None, settings=["eval.data=demo:test", f"eval.batch_size={size}"])
     with pytest.raises(VictorError, match=rf"at once, {size}, do not fit.*\n  fix: .*{fix}"):
         evaluate(place / "model", recipe=recipe, run=QUIET)

@@ -1,10 +1,13 @@
 """Answers and token counts become the right numbers."""
 
+from dataclasses import replace
+
 import pytest
 
+from victorctl.benchmarks.base import Asked, Scorer
 from victorctl.cost import Shape
-from victorctl.measures import Load, adapter_flops, is_right, mark, normalise, quality, spend
-from victorctl.statistics import kept_interval
+from victorctl.exact import Exact
+from victorctl.measures import Comparison, Load, Marked, adapter_flops, agreement, spend
 
 SHAPE = Shape(
     layers=4,
@@ -23,28 +26,6 @@ SHAPE = Shape(
 )
 
 
-@pytest.mark.parametrize(
-    ("text", "same_as"),
-    [
-        (" Yes. ", "yes"),
-        ("A  black\ncat", "a black cat"),
-        ("no !?", "no"),
-        ("3.5", "3.5"),
-        ("the U.S.", "the u.s"),
-        ("50%", "50%"),
-        ("", ""),
-    ],
-)
-def test_case_spaces_and_final_punctuation_do_not_make_another_answer(text, same_as):
-    assert normalise(text) == same_as
-
-
-def test_any_accepted_answer_is_right_and_a_longer_one_is_not():
-    assert is_right("Two.", ["2", "two"])
-    assert not is_right("two cats", ["2", "two"])
-    assert not is_right("", ["two"])
-
-
 # Six questions about three pictures. The model is right in 0, 2 and 3, the base in 0 to 3. They say
 # the same in 0, 2, 3, and in 5, where it is wrong; in 4 both are wrong, each in its own way.
 ACCEPTED = [["a"], ["b"], ["c"], ["d", "e"], ["f"], ["g"]]
@@ -52,44 +33,89 @@ MODEL = ["a", "x", "C", "e", "x", "x."]
 BASE = ["A.", "b", "c", "E", "y", "x"]
 TYPES = ["what", "where", "what", "where", "what", "what"]
 PICTURES = ["p", "p", "p", "q", "q", "r"]
+ASKED = [
+    Asked(str(n), (), (), tuple(answers), unit, type_, {})
+    for n, (answers, unit, type_) in enumerate(zip(ACCEPTED, PICTURES, TYPES, strict=True))
+]
 
 
-def test_quality_is_summed_up_over_all_questions_and_by_type():
-    marks = mark(ACCEPTED, MODEL, BASE)
+def compared(asked=ASKED, base=BASE, scorer=Exact):
+    theirs = None if base is None else Marked.of(scorer(), asked, base[: len(asked)])
+    return Comparison(Marked.of(scorer(), asked, MODEL[: len(asked)]), theirs, seed=3)
 
-    found = quality(marks, types=TYPES, pictures=PICTURES, seed=3)
 
-    assert found["questions"] == 6
-    assert found["accuracy"] == {"model": 3 / 6, "base": 4 / 6}
-    assert found["kept"] == pytest.approx(3 / 4)
-    assert found["agreement"] == pytest.approx(4 / 6)
-    assert found["by_type"] == {
-        "what": {"model": 2 / 4, "base": 2 / 4, "questions": 4},
-        "where": {"model": 1 / 2, "base": 2 / 2, "questions": 2},
+def test_a_model_is_scored_beside_its_base():
+    found = compared()
+
+    assert found.score() == {"model": 3 / 6, "base": 4 / 6}
+    assert found.kept() == pytest.approx(3 / 4)
+    assert agreement(MODEL, BASE) == pytest.approx(4 / 6)
+    assert found.metrics() == {"accuracy": {"model": 3 / 6, "base": 4 / 6}}
+
+
+def test_a_type_is_summed_up_by_itself_with_an_interval_of_its_own():
+    assert compared().of_type("where") == {
+        "model": 1 / 2,
+        "base": 2 / 2,
+        "questions": 2,
+        "kept": 1 / 2,
+        # Pictures p and q are right 0:1 and 1:1: both p 0, one each 1/2, both q 1; each is likely.
+        "interval": [0.0, 1.0],
     }
-    right = [1, 0, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0]
-    assert tuple(found["interval"]) == kept_interval(*right, groups=PICTURES, seed=3)
+
+
+def test_units_are_drawn_and_not_questions():
+    # Pictures are right 2:3, 1:1 and 0:0. Three draws: 2/3 if q is never drawn, 1 if p is never,
+    # and else in between. By questions, kept would reach from 0.25 or less to more than 1.
+    assert compared().interval() == pytest.approx([2 / 3, 1])
 
 
 def test_without_a_base_there_is_nothing_to_keep():
-    found = quality(mark(ACCEPTED, MODEL, None), types=TYPES, pictures=PICTURES, seed=0)
+    found = compared(base=None)
 
-    assert found["accuracy"] == {"model": 0.5, "base": None}
-    assert found["kept"] is found["interval"] is found["agreement"] is None
-    assert found["by_type"]["where"] == {"model": 0.5, "base": None, "questions": 2}
+    assert found.score() == {"model": 0.5, "base": None}
+    assert found.kept() is found.interval() is agreement(MODEL, None) is None
+    assert found.of_type("where")["kept"] is None
 
 
 def test_one_picture_gives_no_interval():
-    found = quality(mark(ACCEPTED, MODEL, BASE), types=TYPES, pictures=["p"] * 6, seed=0)
+    found = compared([replace(one, unit="p") for one in ASKED])
 
-    assert found["kept"] == pytest.approx(3 / 4)
-    assert found["interval"] is None
+    assert found.kept() == pytest.approx(3 / 4)
+    assert found.interval() is None
 
 
 def test_what_a_base_that_is_never_right_leaves_to_be_kept_is_open():
-    found = quality(mark([["z"]], ["z"], ["y"]), types=["all"], pictures=["p"], seed=0)
+    found = compared(base=["?"] * 6)
 
-    assert found["kept"] is found["interval"] is None
+    assert found.kept() is found.interval() is None
+
+
+class Pairs(Scorer):
+    """Gives ten points for each picture of which every question is right."""
+
+    main, highest = "points", 30
+
+    def mark(self, answer, asked):
+        return {"right": float(answer.lower().rstrip(".") in asked.answers)}
+
+    def tally(self, marks, asked):
+        return {"whole": float(all(mark["right"] for mark in marks)), f"of {asked[0].unit}": 1.0}
+
+    def sum_up(self, sums):
+        return {"points": 10 * sums["whole"], "of p": sums.get("of p")}
+
+
+def test_a_scorer_decides_what_a_unit_is_worth_and_in_what_unit():
+    # Nobody is right in r. The base has p and half of q, the model nothing of p and half of q.
+    found = compared(ASKED[:5], scorer=Pairs)
+
+    assert found.score() == {"model": 0, "base": 10}
+    assert found.normalised() == {"model": 0, "base": 1 / 3}
+    assert found.metrics()["of p"] == {"model": 1, "base": 1}
+    ours, theirs = found.draws()
+    assert set(theirs) == {0, 1 / 3, 2 / 3}  # two pictures drawn: p never, once or twice
+    assert not ours.any()
 
 
 def test_costs_are_means_over_prompts_not_costs_of_the_mean_prompt():

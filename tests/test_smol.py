@@ -13,7 +13,7 @@ from scripts.measure import SMOL
 from scripts.smol.perplexity import perplexity
 from victorctl import checkpoint, convert, finetune
 from victorctl.data.scenes import scene
-from victorctl.measures import is_right
+from victorctl.exact import is_right
 from victorctl.modeling_victor import CACHE
 from victorctl.recipe import Run, load_recipe
 

@@ -1,4 +1,4 @@
-"""The interval of the kept share, where it can be known without drawing."""
+"""Units drawn anew bound what was measured; where it can be known without drawing, exactly."""
 
 import math
 import time
@@ -6,11 +6,21 @@ import time
 import numpy as np
 import pytest
 
-from victorctl.statistics import kept_interval
+from victorctl.statistics import RESAMPLES, bounds, resample
 
 
 def alone(count):
     return range(count)
+
+
+def kept_interval(model, base, *, groups, seed):
+    """Bound the share of the base's score that a model keeps, with whole groups drawn."""
+    places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    index = [places[group] for group in groups]
+    sums = [np.bincount(index, weights=scores)[:, None] for scores in (model, base)]
+    ours, theirs = (drawn[:, 0] for drawn in resample(sums, seed=seed))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return bounds(ours / theirs)
 
 
 def test_two_equal_models_keep_everything_for_certain():
@@ -69,9 +79,23 @@ def test_the_seed_decides_the_draws():
     assert first == again != other
 
 
-def test_scores_of_different_length_are_refused():
-    with pytest.raises(ValueError, match="2 model, 3 base scores, 3 groups"):
-        kept_interval([1, 0], [1, 1, 1], groups=alone(3), seed=0)
+def test_every_draw_takes_the_same_units_for_all_and_as_many_as_there_are():
+    one = np.array([[1.0, 1], [10, 1], [100, 1]])  # digits tell how often each was drawn
+
+    first, second, other = resample([one, 2 * one, one[:, 1:]], seed=0)
+
+    assert first.shape == (RESAMPLES, 2)
+    assert (second == 2 * first).all()
+    assert (first[:, 1] == 3).all()
+    assert (other[:, 0] == 3).all()
+    assert {tuple(sorted(str(int(each)).zfill(3))) for each in first[:, 0]} == {
+        tuple("003"), tuple("012"), tuple("111"),
+    }  # fmt: skip
+
+
+def test_others_than_as_many_units_are_refused():
+    with pytest.raises(ValueError, match="units: 2, 3"):
+        resample([np.ones((2, 1)), np.ones((3, 1))], seed=0)
 
 
 def test_two_thousand_questions_take_less_than_a_second():

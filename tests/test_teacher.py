@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from victorctl import weights
+from victorctl.data.batches import KEY_BYTES
 from victorctl.errors import VictorError
-from victorctl.teacher import KEY_BYTES, Targets, TeacherCache
+from victorctl.teacher import Targets, TeacherCache
 
 ONE, TWO = b"1" * KEY_BYTES, b"2" * KEY_BYTES
 

@@ -70,7 +70,7 @@ def test_model_and_base_are_timed_on_the_same_work(monkeypatch, capsys):
     one = prepare(asked[:1], processor, pictures=True)
     contestants = {
         "model": Contestant(model, lambda _rows: torch.no_grad()),
-        "base": Base(model, "tiny", native=False).contestant(),
+        "base": Base(model, "tiny", False, {}).contestant(),
     }
     written, seen = [], []
     generate, features = model.generate, model.model.get_image_features
@@ -111,7 +111,7 @@ def test_model_and_base_are_timed_on_the_same_work(monkeypatch, capsys):
 def test_prefill_predicts_what_the_model_predicts(acting):
     model, processor = shared(), tiny_processor()
     asked = prepare(questions(tiny_rows(2), None), processor, pictures=True)
-    base = Base(model, "tiny", native=False).contestant()
+    base = Base(model, "tiny", False, {}).contestant()
     who = {"model": Contestant(model, lambda _rows: torch.no_grad()), "base": base}[acting]
 
     with who.acting(asked.rows):

@@ -1,4 +1,4 @@
-"""Answers of several models to the same questions: greedy, batched, and the same in any batch."""
+"""How a model answers: greedily, batched, in one of several ways, and how its answers begin."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -7,12 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
+from victorctl.base_answers import First
 from victorctl.data.batches import padding_token
-from victorctl.questions import Prompts, Question, Size, batches, prepare
-from victorctl.runtime import progress
-from victorctl.sections import EvalSection
+from victorctl.questions import Prompts, Question, prepare
+
+MODEL, BASE = "model", "base"
+FIRST_TOKENS = 32  # of the base's distribution over first tokens; all others count as one
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Greedy:
         return cls(processor, (stop,) if isinstance(stop, int) else tuple(stop))
 
     @torch.inference_mode()
-    def generate(
+    def generate(  # noqa: PLR0913
         self,
         who: Contestant,
         inputs: Mapping[str, Any],
@@ -58,6 +66,7 @@ class Greedy:
         *,
         most: int,
         least: int = 0,
+        watch: "Beginning | None" = None,
     ) -> Tensor:
         """Write tokens after prompts.
 
@@ -67,6 +76,7 @@ class Greedy:
             rows: See `Prompts.rows`.
             most: Stop after so many.
             least: Do not stop before so many.
+            watch: Is shown how likely each first token was.
 
         Returns:
             The new tokens [b, most or fewer].
@@ -84,13 +94,56 @@ class Greedy:
             top_p=1.0,
         )  # all of them, as `generate` would take what is left open from the model's own
         with who.acting(rows):
-            output = who.model.generate(**inputs, generation_config=settings)
+            watching = [] if watch is None else [watch]
+            output = who.model.generate(
+                **inputs, generation_config=settings, logits_processor=LogitsProcessorList(watching)
+            )
         return output[:, inputs["input_ids"].shape[1] :]
 
     def read(self, written: Tensor) -> list[str]:
         """Turn new tokens into answers."""
         texts = self.processor.batch_decode(written, skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+
+class Beginning(LogitsProcessor):
+    """Watches an answer's first token being chosen, and changes nothing."""
+
+    log_probabilities: Tensor | None = None
+    """Of every token to be the first [b, vocabulary]."""
+
+    def __call__(self, _ids: Tensor, scores: Tensor) -> Tensor:
+        """Keep what is seen first."""
+        if self.log_probabilities is None:
+            self.log_probabilities = scores.float().log_softmax(-1)
+        return scores
+
+    def likeliest(self) -> list[First]:
+        """Keep of each row what a comparison needs."""
+        count = min(FIRST_TOKENS, self.log_probabilities.shape[-1] - 1)
+        top = self.log_probabilities.topk(count)  # [b, count]
+        rest = self.log_probabilities.scatter(-1, top.indices, -torch.inf).logsumexp(-1)  # [b]
+        return [First(*one) for one in zip(*map(Tensor.tolist, (*top[::-1], rest)), strict=True)]
+
+    def divergence(self, base: Sequence[First]) -> list[float]:
+        """Measure how far the chosen distributions are from the base's.
+
+        Args:
+            base: The base's, of each row.
+
+        Returns:
+            Kullback-Leibler divergences KL(base || this) in nats. Tokens that the base holds for
+            unlikely count as one, so that they are bounds from below.
+        """
+        found = []
+        for own, theirs in zip(self.log_probabilities.double(), base, strict=True):
+            among = torch.tensor(theirs.tokens, device=own.device)
+            others = own.index_fill(0, among, -torch.inf).logsumexp(0)
+            ours = torch.cat([own[among], others[None]])
+            expected = ours.new_tensor([*theirs.log_probabilities, theirs.rest])
+            terms = torch.where(expected > -torch.inf, expected.exp() * (expected - ours), 0.0)
+            found.append(max(0.0, terms.sum().item()))  # rounding may leave less than nothing
+        return found
 
 
 class Shared:
@@ -118,51 +171,3 @@ class Shared:
         if key not in self._inputs:
             self._inputs[key] = self.prompts(pictures=who.pictures).seen_by(who.model)
         return self._inputs[key]
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What was answered, in the order of the data.
-
-    Args:
-        texts: Answers of each contestant, by its name.
-        sizes: Of each question, with its pictures.
-    """
-
-    texts: dict[str, list[str]]
-    sizes: list[Size]
-
-
-def ask(
-    asked: Sequence[Question],
-    contestants: Mapping[str, Contestant],
-    greedy: Greedy,
-    settings: EvalSection,
-    *,
-    quiet: bool,
-) -> Answers:
-    """Put all questions to all contestants; pictures are opened once, a batch at a time.
-
-    Args:
-        asked: In the order of the data.
-        contestants: By name; the first is shown pictures.
-        greedy: Generates.
-        settings: Size of a batch, and longest answer.
-        quiet: Show no progress.
-    """
-    texts: dict[str, dict[int, str]] = {name: {} for name in contestants}
-    sizes: dict[int, Size] = {}
-    with progress("answers", len(asked) * len(contestants), quiet=quiet) as bar:
-        for batch in batches(asked, settings.batch_size):
-            numbers = [question.number for question in batch]
-            shared = Shared(batch, greedy.processor)
-            sizes |= zip(numbers, shared.prompts(pictures=True).sizes, strict=True)
-            for name, who in contestants.items():
-                inputs, rows = shared.inputs(who), shared.prompts(pictures=who.pictures).rows
-                written = greedy.generate(who, inputs, rows, most=settings.max_new_tokens)
-                texts[name] |= zip(numbers, greedy.read(written), strict=True)
-                bar.advance(len(batch), name)
-    return Answers(
-        {name: [of[number] for number in range(len(asked))] for name, of in texts.items()},
-        [sizes[number] for number in range(len(asked))],
-    )

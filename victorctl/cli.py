@@ -1,8 +1,9 @@
 """The commands: each reads its arguments, calls one function and prints what it returns."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,6 +46,11 @@ def held_out(settings: Recipe) -> str:
     if settings.eval.data:
         return settings.eval.data
     return "demo:test" if settings.data.train == "demo" else "DATA"
+
+
+def to_open(result: Mapping[str, Any]) -> str:
+    """Say how to look at a report, in the process that wrote it."""
+    return shlex.join(["python", "-m", "webbrowser", result["report"]]) if result else ""
 
 
 @app.callback()
@@ -210,6 +216,8 @@ def finetune(
 def evaluate(
     model: Model,
     data: Annotated[str | None, setting("eval.data")] = None,
+    benchmarks: Annotated[str | None, setting("eval.benchmarks", "A,B,...")] = None,
+    data_dir: Annotated[str | None, setting("eval.data_dir", "DIR")] = None,
     base: Annotated[
         str | None,
         typer.Option(
@@ -226,6 +234,8 @@ def evaluate(
     recipe: RecipeFile = None,
     changes: Changes = None,
     out: Report = None,
+    processes: Processes = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
     device: Device = Run.device,
     dtype: Dtype = Run.dtype,
     attn: Attn = Run.attn,
@@ -238,6 +248,8 @@ def evaluate(
     """
     flags = {
         "eval.data": data,
+        "eval.benchmarks": benchmarks,
+        "eval.data_dir": data_dir,
         "eval.baselines": baselines,
         "eval.registers": registers,
         "eval.limit": limit,
@@ -245,13 +257,14 @@ def evaluate(
         "seed": seed,
     }
     settings = load_recipe(recipe, settings=changes, flags=flags)
-    run = Run(out=out, base=base, device=device, dtype=dtype, attn=attn, threads=threads)
+    run = Run(
+        out=out, base=base, resume=resume, device=device, dtype=dtype, attn=attn, threads=threads
+    )
     from victorctl.evaluate import evaluate as stage
     from victorctl.report import table
 
     result = stage(model, recipe=settings, run=run)
-    following = shlex.join(["python", "-m", "webbrowser", str(result["report"])])
-    show("eval", result, as_json=json, table=table, following=following)
+    show("eval", result, as_json=json, table=table, following=to_open(result))
 
 
 @app.command()

@@ -12,8 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from victorctl.data.batches import IGNORED, Encoded, EncodedRow, join_images, pad
-from victorctl.teacher import KEY_BYTES
+from victorctl.data.batches import (
+    IGNORED,
+    KEY_BYTES,
+    Encoded,
+    EncodedRow,
+    digest,
+    join_images,
+    pad,
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ def collate(rows: Sequence[EncodedRow], pad_id: int) -> Batch:
     labels, _ = pad(
         [said.labels[rows[number].prefix :] for number, said in pairs], side="right", value=IGNORED
     )
-    digests = [_digest(row) for row in rows]
+    digests = [digest(row.images) for row in rows]
     return Batch(
         images=join_images([row.images for row in rows]),
         prefix=prefix,
@@ -107,15 +114,6 @@ def collate(rows: Sequence[EncodedRow], pad_id: int) -> Batch:
         labels=labels,
         keys=tuple(_key(digests[number], said) for number, said in pairs if said.is_asked),
     )
-
-
-def _digest(row: EncodedRow) -> bytes:
-    """Tell a row's pictures apart from others."""
-    digest = hashlib.blake2b(digest_size=KEY_BYTES)
-    for name, value in sorted(row.images.items()):
-        digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(value.contiguous().numpy())
-    return digest.digest()
 
 
 def _key(pictures: bytes, said: Encoded) -> bytes:

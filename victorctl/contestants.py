@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from victorctl import checkpoint, lineage
-from victorctl.answering import Contestant, Greedy
+from victorctl.answering import BASE, MODEL, Contestant, Greedy
 from victorctl.errors import VictorError
 from victorctl.families import family_of, is_original
 from victorctl.methods import FLOOR, method
@@ -19,8 +19,8 @@ from victorctl.recipe import Recipe, Run
 from victorctl.runtime import attention, resolve, say
 from victorctl.sources import DEMO, LINEAGE, Source, fetch_weights, open_source
 
-MODEL, BASE = "model", "base"
 NO_BASE = "none"  # what --base says to leave the base out
+CONVERTED = ("victor", "auto_map", "transformers_version")  # what tells nothing of a base's answers
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,13 @@ class Base:
         model: Its weights.
         name: What to call it.
         native: Whether the model is of the native class, in which no method can act.
+        identity: What its answers depend on: `sha256` of its weights, and its configuration.
     """
 
     model: PreTrainedModel
     name: str
     native: bool
+    identity: Mapping[str, Any]
 
     def contestant(self) -> Contestant:
         """Let it answer without registers, and with every visual token."""
@@ -53,7 +55,7 @@ class Field:
         model: The Victor model.
         base: What it is compared with, if anything.
         ways: Simple ways of acting on the base's weights, by name.
-        contestants: All of them: `model`, `base` and the ways.
+        contestants: All of them: `base`, `model` and the ways.
         greedy: How they answer.
     """
 
@@ -79,9 +81,8 @@ def enter(folder: Path, recipe: Recipe, run: Run, hashes: Mapping[str, str] | No
     model = load_shipped(folder, run, recipe.eval.registers)
     base = find_base(folder, model, run, hashes)
     ways = floor(base, model, recipe.seed) if recipe.eval.baselines else {}
-    contestants = {MODEL: Contestant(model, lambda _rows: nullcontext())}
-    if base is not None:
-        contestants[BASE] = base.contestant()
+    contestants = {} if base is None else {BASE: base.contestant()}
+    contestants[MODEL] = Contestant(model, lambda _rows: nullcontext())
     for name, way in ways.items():
         contestants[name] = Contestant(base.model, _acting(base.model, way), way.pictures)
     return Field(
@@ -132,8 +133,9 @@ def find_base(
     """
     if run.base == NO_BASE:
         return None
-    if run.base is None and lineage.base_intact(folder, hashes or checkpoint.hash_base(folder)):
-        return Base(model, folder.resolve().name, native=False)
+    hashes = hashes or checkpoint.hash_base(folder)
+    if run.base is None and lineage.base_intact(folder, hashes):
+        return Base(model, folder.resolve().name, False, _identity(folder, hashes))
     say("loading its base" + (f" {run.base}" if run.base else ""), quiet=run.quiet)
     source = open_source(run.base) if run.base else _find_parent(folder)
     base = _load_base(source, run)
@@ -189,13 +191,24 @@ def _load_base(source: Source, run: Run) -> Base:
         family_of(config, source.name)  # says what to do with it
     if "victor" not in config:
         checkpoint.check_plain(source.folder)
-        return Base(_load_native(source.folder, run), source.name, native=True)
-    if not lineage.base_intact(source.folder, checkpoint.hash_base(source.folder)):
+        native = _load_native(source.folder, run)
+        known = _identity(source.folder, checkpoint.hash_base(source.folder))
+        return Base(native, source.name, True, known)
+    hashes = checkpoint.hash_base(source.folder)
+    if not lineage.base_intact(source.folder, hashes):
         raise VictorError(
             f"--base {source.name}: the weights of its own base were changed",
             fix="give the model that was converted, or --base none",
         )
-    return Base(checkpoint.load(source.folder, run), source.name, native=False)
+    victor = checkpoint.load(source.folder, run)
+    return Base(victor, source.name, False, _identity(source.folder, hashes))
+
+
+def _identity(folder: Path, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """Say what a base's answers depend on, whether its folder was converted or not."""
+    config = checkpoint.read_config(folder)
+    config = {key: value for key, value in config.items() if key not in CONVERTED}
+    return {"sha256": lineage.hash_of(hashes), "config": config}
 
 
 def _find_parent(folder: Path) -> Source:

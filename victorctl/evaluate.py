@@ -1,29 +1,28 @@
 """The eval stage: quality and cost of a model beside its base, on the same questions."""
 
 import json
-import random
-import shlex
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
-from PIL import Image
 
-from victorctl import checkpoint, cost, lineage, measures, report
-from victorctl.answering import Answers, ask
-from victorctl.contestants import BASE, MODEL, Field, enter
-from victorctl.data.conversations import open_data
+from victorctl import checkpoint, cost, lineage, report
+from victorctl.asking import Asking
+from victorctl.base_answers import BaseAnswers
+from victorctl.contestants import enter
 from victorctl.errors import VictorError
+from victorctl.evaluation import Evaluation, command, dtype_of, identity, settings
+from victorctl.findings import Finding, differences, predictions, quality
 from victorctl.folders import check_output, writing
-from victorctl.measures import Load, Marks, Pair, pair
-from victorctl.questions import Question, prepare, questions
+from victorctl.notebook import Notebook
+from victorctl.processes import Processes
 from victorctl.recipe import Recipe, Run
 from victorctl.runtime import resolve, say, seed_everything, set_threads, versions
-from victorctl.timing import SPEEDS, decode_rate, speed
+from victorctl.spending import baseline, costs, speeds
+from victorctl.tasks import check_asked, open_tasks
 
 SEVERAL = 16  # questions answered at once where speed is measured
 
@@ -35,71 +34,48 @@ def evaluate(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         model: A folder that `convert` or `finetune` wrote.
         recipe: Section `eval`, and the seed.
         run: Where and on what. `out` is `MODEL/eval` if not given; `base` is a folder or Hub id to
-            compare with, or "none".
+            compare with, or "none"; `resume` goes on with an evaluation that was interrupted.
 
     Returns:
-        The keys of `eval --json`, and `settings`.
+        The keys of `eval --json`, and `settings`. Of several processes, the first one's; the others
+        return nothing.
 
     Raises:
         VictorError: If the data, the folder or the base do not fit.
     """
     started = time.perf_counter()
     out = _output(model, recipe, run)
+    notebook = Notebook(out.with_name(f"{out.name}.answers"))
+    notebook.check(resume=run.resume)
     set_threads(run.threads)
+    processes = Processes.start(run, unused=False)
+    _check_whole(processes)
+    typed, run = run, processes.place(run)
     resolve(run)
     seed_everything(recipe.seed)
-    rows = open_data(recipe.eval.data, rows=recipe.eval.limit, split=None, quiet=run.quiet)
-    asked = questions(rows, recipe.eval.limit)
+    tasks = open_tasks(recipe.eval, quiet=run.quiet)
     if recipe.eval.data == "demo":
-        say("warning: demo is what models are trained on; --data demo:test is not", quiet=False)
+        say("warning: demo is what models are trained on; --data demo:test is not", quiet=run.quiet)
     say(f"hashing and loading {model}", quiet=run.quiet)
     hashes = checkpoint.hash_base(model)
     field = enter(model, recipe, run, hashes)
-    with _fitting(recipe.eval.batch_size):
-        answers = ask(asked, field.contestants, field.greedy, recipe.eval, quiet=run.quiet)
-    accepted = [question.conversation.answers for question in asked]
-    marks = measures.mark(accepted, answers.texts[MODEL], answers.texts.get(BASE))
-    quality = measures.quality(
-        marks,
-        types=[question.conversation.type for question in asked],
-        pictures=[question.pictures for question in asked],
-        seed=recipe.seed,
-    )
-    several = min(SEVERAL, recipe.eval.batch_size)
-    timed = [question for question in asked if question.row.images][:several] or asked[:several]
-    with _fitting(recipe.eval.batch_size):
-        speeds = _speeds(field, timed, recipe.eval.repeats, quiet=run.quiet)
-    say("writing the report", quiet=run.quiet)
-    result = {
-        **quality,
-        **_costs(field, answers),
-        "omissions": list(cost.shape_of(field.model.config).omissions),
-        **speeds,
-        "baselines": {
-            name: _baseline(field, name, answers, accepted, quality["accuracy"][BASE])
-            for name in field.ways
-        },
-        "report": str(out / "report.html"),
-        "weights_sha256": lineage.weights_sha256(model, hashes),
-        "settings": _settings(model, field, recipe)
-        | {
-            "base_intact": lineage.base_intact(model, hashes),
-            "speed_batch_size": len(timed),
-            "command": _command(model, field, recipe, run),
-        },
-        "seconds": time.perf_counter() - started,
-    }
-    shown = _differences(asked, answers, marks, recipe)
-    with writing(out, overwrite=True) as folder:
-        _write_predictions(asked, answers, folder / "predictions.jsonl")
-        report.write(result, shown, folder)
+    whole = Evaluation(model, recipe, typed, run, out, tasks, field, hashes, processes)
+    holding = notebook.running(identity(whole), resume=run.resume)
+    with _leaving(notebook, run), holding if processes.first else nullcontext():
+        processes.wait()
+        findings = _ask(whole, Notebook(notebook.folder, process=processes.number))
+        processes.close()
+        if not processes.first:
+            return {}
+        result = _measure(whole, findings) | {"seconds": time.perf_counter() - started}
+        _write(whole, findings, result)
+        notebook.finish()
     return result
 
 
 def _output(model: Path, recipe: Recipe, run: Run) -> Path:
     """Check what can be checked before anything is loaded; an earlier report may be replaced."""
-    if recipe.eval.data is None:
-        raise VictorError("eval needs questions", fix="add --data demo:test, or --data FILE")
+    check_asked(recipe.eval)
     checkpoint.read_victor_config(model)
     out = run.out or model / "eval"
     earlier = (out / "report.json").is_file() and not (out / "config.json").exists()
@@ -107,6 +83,15 @@ def _output(model: Path, recipe: Recipe, run: Run) -> Path:
         raise VictorError(f"{out}: holds something else than a report", fix="choose another --out")
     check_output(out, overwrite=True)
     return out
+
+
+def _check_whole(processes: Processes) -> None:
+    """Refuse to cut the weights into parts: answers are written by whole models."""
+    if processes.sharded:
+        raise VictorError(
+            "the accelerate configuration asks for FSDP, and eval holds the model in each process",
+            fix="use one for several GPUs: victorctl recipes copy accelerate/ddp",
+        )
 
 
 @contextmanager
@@ -121,173 +106,98 @@ def _fitting(batch_size: int) -> Iterator[None]:
         ) from error
 
 
-def _costs(field: Field, answers: Answers) -> dict[str, Pair]:
-    """Count what a question costs on average; a question without pictures costs both the same."""
-    shape, victor = cost.shape_of(field.model.config), field.model.config.victor
-    other = cost.shape_of(field.base.model.config) if field.base else shape
-    registers = [victor["registers"] * images for _, _, images in answers.sizes]
-    loads = [
-        Load(visual + more, more, text)
-        for (visual, text, _), more in zip(answers.sizes, registers, strict=True)
-    ]
-    ours = measures.spend(shape, victor["drop_layer"], loads)
-    ours["prefill_flops"] += measures.adapter_flops(shape, victor, fmean(registers))
-    loads = [Load(visual, visual, text) for visual, text, _ in answers.sizes]
-    theirs = measures.spend(other, other.layers, loads)
-    images = fmean(size.images for size in answers.sizes)
-    for spent, sizes in ((ours, shape), (theirs, other)):
-        if sizes.tower:
-            spent["vision_flops"] = images * cost.vision_flops(sizes)
-    return {key: pair(ours[key], theirs.get(key) if field.base else None) for key in ours}
+@contextmanager
+def _leaving(notebook: Notebook, run: Run) -> Iterator[None]:
+    """Say after Ctrl-C how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if notebook.exists:
+            say("stopped; what was answered is kept: add --resume to go on", quiet=run.quiet)
+        raise
 
 
-def _speeds(
-    field: Field, asked: Sequence[Question], repeats: int, *, quiet: bool
-) -> dict[str, Any]:
-    """Time model and base by turns; nothing where it is repeated no times."""
-    if repeats == 0:
-        return untimed()
-    timed = {name: field.contestants[name] for name in (MODEL, BASE) if name in field.contestants}
-    several = prepare(asked, field.greedy.processor, pictures=True)
-    one = prepare(asked[:1], field.greedy.processor, pictures=True)
-    seconds = speed(
-        timed, one=one, several=several, greedy=field.greedy, repeats=repeats, quiet=quiet
-    )
-    rates = {
-        name: decode_rate({key: of[name] for key, of in seconds.items()}, len(asked))
-        for name in timed
-    }
-    first = seconds.pop("first_token")
-    return {
-        "time_to_first_token": pair(first[MODEL], first.get(BASE)),
-        "decode_tokens_per_second": pair(rates[MODEL], rates.get(BASE)),
-        "speedup": {
-            key: of[BASE] / of[MODEL] if BASE in of else None for key, of in seconds.items()
-        },
-        "batch_seconds": {key: pair(of[MODEL], of.get(BASE)) for key, of in seconds.items()},
-    }
+def _ask(whole: Evaluation, notebook: Notebook) -> list[Finding]:
+    """Put all tasks to everybody; only the first process learns the answers."""
+    field, asked, found = whole.field, whole.recipe.eval, []
+    for task in whole.tasks:
+        if len(whole.tasks) > 1:
+            say(f"{task.title}: {len(task.asked)} questions", quiet=whole.run.quiet)
+        asking = Asking(
+            field.contestants,
+            field.greedy,
+            asked.batch_size,
+            task.longest,
+            _known(whole, task.longest),
+            whole.processes,
+            whole.run.quiet,
+        )
+        with _fitting(asked.batch_size):
+            answers = asking.ask_on(task.name, task.questions, notebook)
+        found.append(Finding(task, answers, whole.recipe.seed))
+    return found
 
 
-def untimed() -> dict[str, Any]:
-    """Leave every speed open."""
-    nothing = pair(None, None)
-    return {
-        "time_to_first_token": nothing,
-        "decode_tokens_per_second": nothing,
-        "speedup": dict.fromkeys(SPEEDS),
-        "batch_seconds": dict.fromkeys(SPEEDS, nothing),
-    }
-
-
-def _baseline(
-    field: Field, name: str, answers: Answers, accepted: Sequence[Sequence[str]], base: float
-) -> dict[str, Any]:
-    """Sum up one of the simple ways."""
-    way, shape = field.ways[name], cost.shape_of(field.model.config)
-    loads = [
-        Load(visual, way.survivors(visual, images), text) if way.pictures else Load(0, 0, text)
-        for visual, text, images in answers.sizes
-    ]
-    spent = measures.spend(shape, field.model.config.victor["drop_layer"], loads)
-    accuracy = fmean(map(measures.is_right, answers.texts[name], accepted))
-    return {
-        "accuracy": accuracy,
-        "kept": measures.share(accuracy, base),
-        "mean_visual_tokens": spent["mean_visual_tokens"],
-    }
-
-
-def _settings(model: Path, field: Field, recipe: Recipe) -> dict[str, Any]:
-    """Say what was measured, how and with what; of paths only the last part."""
-    victor, device = field.model.config.victor, field.model.device
-    trained = [
-        stage["settings"].get("train", {}).get("rung")
-        for stage in lineage.read_lineage(model)["stages"]
-        if stage["command"] == "finetune"
-    ]
-    asked = recipe.eval.model_dump(exclude={"registers"})  # of which the model knows the number
-    asked["data"] = _without_folder(recipe.eval.data)
-    return {
-        "model": model.resolve().name,
-        "base": field.base.name if field.base else None,
-        "train": trained[-1] if trained else None,
-        **{key: victor[key] for key in ("registers", "drop_layer", "positions")},
-        **asked,
-        "seed": recipe.seed,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "dtype": str(field.model.dtype).removeprefix("torch."),
-        "attention": field.model.config.get_text_config()._attn_implementation,
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-    }
-
-
-def _command(model: Path, field: Field, recipe: Recipe, run: Run) -> str:
-    """Write the command that repeats this, with everything that is not at its default."""
-    words = ["victorctl", "eval", model.resolve().name, "--data", _without_folder(recipe.eval.data)]
-    plain = type(recipe.eval)().model_dump()
-    for key, value in recipe.eval.model_dump(exclude={"data"}).items():
-        if value != plain[key]:
-            words += ["--set", f"eval.{key}={json.dumps(value)}"]
-    words += ["--seed", str(recipe.seed)]
-    if run.base:
-        words += ["--base", field.base.name if field.base else run.base]
-    for name in ("device", "dtype", "attn", "threads"):
-        if getattr(run, name) != getattr(Run, name):
-            words += [f"--{name}", str(getattr(run, name))]
-    return shlex.join(words)
-
-
-def _without_folder(spec: str) -> str:
-    return Path(spec).name if Path(spec).exists() else spec
-
-
-def _write_predictions(asked: Sequence[Question], answers: Answers, file: Path) -> None:
-    """Write one line for each question, in the order of the data."""
-    with file.open("w", encoding="utf-8") as out:
-        for question in asked:
-            line = {
-                "id": question.id,
-                "type": question.conversation.type,
-                "question": question.conversation.question,
-                "answers": question.conversation.answers,
-                **{name: texts[question.number] for name, texts in answers.texts.items()},
-            }
-            out.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def _differences(
-    asked: Sequence[Question], answers: Answers, marks: Marks, recipe: Recipe
-) -> list[dict[str, Any]]:
-    """Draw questions with pictures to which model and base answer differently, to be shown."""
-    if marks.same is None:
-        return []
-    differing = [
-        question for question in asked if question.row.images and not marks.same[question.number]
-    ]
-    count = min(recipe.eval.differences, len(differing))
-    drawn = random.Random(recipe.seed).sample(differing, count)
-    return [
+def _known(whole: Evaluation, longest: int) -> BaseAnswers | None:
+    """Find what the base answered before, where that is kept."""
+    field = whole.field
+    if field.base is None or not whole.recipe.eval.base_cache:
+        return None
+    model = field.base.model
+    return BaseAnswers(
         {
-            "picture": side_by_side(question.row.pictures()),
-            "question": question.conversation.question,
-            "answer": " / ".join(question.conversation.answers),
-            "type": question.conversation.type,
-            "model": answers.texts[MODEL][question.number],
-            "base": answers.texts[BASE][question.number],
-            "model_right": marks.model[question.number],
-            "base_right": marks.base[question.number],
+            **field.base.identity,
+            "dtype": dtype_of(field),
+            "device": model.device.type,
+            "attention": model.config.get_text_config()._attn_implementation,
+            "longest": longest,
+            "stop": sorted(field.greedy.stop),
+            "versions": {name: versions()[name] for name in ("torch", "transformers")},
         }
-        for question in sorted(drawn, key=lambda question: question.number)
-    ]
+    )
 
 
-def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Put pictures beside each other, from left to right."""
-    width = sum(picture.width for picture in pictures)
-    whole = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
-    left = 0
-    for picture in pictures:
-        whole.paste(picture, (left, 0))
-        left += picture.width
-    return whole
+def _measure(whole: Evaluation, findings: Sequence[Finding]) -> dict[str, Any]:
+    """Turn answers into numbers, and measure speeds."""
+    field, recipe = whole.field, whole.recipe
+    asked = [question for task in whole.tasks for question in task.questions]
+    several = min(SEVERAL, recipe.eval.batch_size)
+    timed = [question for question in asked if question.row.images][:several] or asked[:several]
+    with _fitting(recipe.eval.batch_size):
+        speed = speeds(field, timed, recipe.eval.repeats, quiet=whole.run.quiet)
+    faster = speed.pop("ways")
+    found = quality(findings)
+    for finding in findings:
+        if finding.task.name in found["benchmarks"]:
+            tokens = costs(field, finding.answers.sizes)["mean_visual_tokens"]
+            found["benchmarks"][finding.task.name]["mean_visual_tokens"] = tokens
+    sizes = [size for finding in findings for size in finding.answers.sizes]
+    return {
+        **found,
+        **costs(field, sizes),
+        "omissions": list(cost.shape_of(field.model.config).omissions),
+        **speed,
+        "baselines": {
+            name: baseline(field, name, findings, sizes) | {"speedup": faster.get(name, {})}
+            for name in field.ways
+        },
+        "report": str(whole.out / "report.html"),
+        "weights_sha256": lineage.weights_sha256(whole.folder, whole.hashes),
+        "settings": settings(whole)
+        | {
+            "base_answers_known": sum(finding.answers.cached for finding in findings),
+            "speed_batch_size": len(timed),
+            "command": command(whole),
+        },
+    }
+
+
+def _write(whole: Evaluation, findings: Sequence[Finding], result: dict[str, Any]) -> None:
+    """Write the report."""
+    say("writing the report", quiet=whole.run.quiet)
+    shown = differences(findings, whole.recipe.eval.differences, whole.recipe.seed)
+    with writing(whole.out, overwrite=True) as folder:
+        with (folder / "predictions.jsonl").open("w", encoding="utf-8") as file:
+            for line in predictions(findings):
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        report.write(result, shown, folder)

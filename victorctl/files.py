@@ -1,9 +1,11 @@
-"""Write a file whole or not at all."""
+"""Write a file whole or not at all, or line by line so that a kill costs the last one."""
 
+import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
@@ -37,6 +39,25 @@ def write_whole(path: Path, data: bytes) -> None:
     """
     with whole(path) as partial:
         partial.write_bytes(data)
+
+
+def append_lines(path: Path, values: Iterable[Any]) -> None:
+    """Add values to a file of JSON lines; see `read_lines`.
+
+    Args:
+        path: File to write; its folder exists.
+        values: That JSON can hold.
+    """
+    lines = "".join(f"\n{json.dumps(value)}" for value in values)  # ends a line that was cut short
+    with path.open("a", encoding="utf-8") as out:
+        out.write(lines)
+
+
+def read_lines(path: Path) -> Iterator[Any]:
+    """Yield the values of a file of JSON lines but those that a kill has cut short."""
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        with suppress(ValueError):
+            yield json.loads(line)
 
 
 @contextmanager

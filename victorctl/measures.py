@@ -1,28 +1,20 @@
 """What an evaluation measures: answers and token counts, turned into numbers."""
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from victorctl import cost
-from victorctl.statistics import kept_interval
+import numpy as np
 
-PUNCTUATION = ".,;:!?"
+from victorctl import cost
+from victorctl.benchmarks.base import Asked, Scorer
+from victorctl.exact import normalise
+from victorctl.statistics import bounds, resample
 
 Pair = dict[str, Any]
 """A number of the model and one of the base, which is None where no base was run."""
-
-
-def normalise(text: str) -> str:
-    """Leave out what does not make an answer another one: case, spaces, punctuation at the end."""
-    return " ".join(text.lower().split()).rstrip(f"{PUNCTUATION} ")
-
-
-def is_right(answer: str, accepted: Sequence[str]) -> bool:
-    """Tell whether an answer is, normalised, exactly one of those accepted."""
-    return normalise(answer) in {normalise(one) for one in accepted}
 
 
 def pair(model: Any, base: Any) -> Pair:
@@ -30,75 +22,169 @@ def pair(model: Any, base: Any) -> Pair:
     return {"model": model, "base": base}
 
 
-def share(model: float, base: float | None) -> float | None:
+def share(model: float | None, base: float | None) -> float | None:
     """Divide, where there is something to divide by."""
-    return model / base if base else None
+    return model / base if base and model is not None else None
+
+
+class Sums(NamedTuple):
+    """What is known of the units of a task, for one who answered.
+
+    Args:
+        names: Of the numbers.
+        values: The numbers of each unit [u, f].
+    """
+
+    names: tuple[str, ...]
+    values: np.ndarray
 
 
 @dataclass(frozen=True)
-class Marks:
-    """Which questions the model and the base answer right, in the same order."""
-
-    model: tuple[bool, ...]
-    base: tuple[bool, ...] | None
-    same: tuple[bool, ...] | None
-    """Whether both give the same answer, right or wrong."""
-
-
-def mark(
-    accepted: Sequence[Sequence[str]], model: Sequence[str], base: Sequence[str] | None
-) -> Marks:
-    """Compare answers with those accepted, and with each other.
+class Marked:
+    """The answers of one contestant to a task, marked.
 
     Args:
-        accepted: Right answers to each question.
-        model: What the model answered.
-        base: What the base answered; None without one.
+        scorer: The rule.
+        asked: The questions.
+        marks: Of each answer, in the same order.
     """
-    ours = tuple(map(is_right, model, accepted))
-    if base is None:
-        return Marks(ours, None, None)
-    same = (normalise(a) == normalise(b) for a, b in zip(model, base, strict=True))
-    return Marks(ours, tuple(map(is_right, base, accepted)), tuple(same))
+
+    scorer: Scorer
+    asked: Sequence[Asked]
+    marks: Sequence[Mapping[str, float]]
+
+    @classmethod
+    def of(cls, scorer: Scorer, asked: Sequence[Asked], texts: Sequence[str]) -> "Marked":
+        """Mark answers."""
+        marks = [scorer.mark(text, one) for text, one in zip(texts, asked, strict=True)]
+        return cls(scorer, asked, marks)
+
+    def only(self, type_: str) -> "Marked":
+        """Take the questions of one type."""
+        places = [place for place, one in enumerate(self.asked) if one.type == type_]
+        asked, marks = ([of[place] for place in places] for of in (self.asked, self.marks))
+        return Marked(self.scorer, asked, marks)
+
+    def right(self, place: int) -> bool:
+        """Tell whether an answer is at least half right."""
+        return self.marks[place]["right"] >= 0.5
+
+    def sums(self) -> Sums:
+        """Add up the marks of each unit."""
+        units: dict[Any, list[int]] = {}
+        for place, one in enumerate(self.asked):
+            units.setdefault(one.unit, []).append(place)
+        each = [
+            self.scorer.tally(
+                [self.marks[place] for place in places], [self.asked[place] for place in places]
+            )
+            for places in units.values()
+        ]
+        names = tuple(dict.fromkeys(name for sums in each for name in sums))
+        return Sums(names, np.array([[sums.get(name, 0.0) for name in names] for sums in each]))
+
+    def scores(self) -> dict[str, float | None]:
+        """Score all answers together; None where there is nothing to divide by."""
+        names, values = self.sums()
+        found = self.scorer.sum_up(dict(zip(names, values.sum(axis=0).tolist(), strict=True)))
+        return {name: _known(float(value)) for name, value in found.items()}
 
 
-def quality(
-    marks: Marks, *, types: Sequence[str], pictures: Sequence[Hashable], seed: int
-) -> dict[str, Any]:
-    """Sum marks up.
+def _known(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model beside its base on one task.
 
     Args:
-        marks: Of every question.
-        types: Kind of each question.
-        pictures: What each question is about; equal for questions about the same.
+        model: Its answers.
+        base: The base's; None where there is none.
         seed: Of the bootstrap.
-
-    Returns:
-        `questions`, `accuracy`, `kept`, `interval`, `agreement` and `by_type` of `eval --json`.
     """
-    accuracy = _accuracy(marks, range(len(types)))
-    interval = None
-    if marks.base is not None and len(set(pictures)) > 1:  # one picture tells of no other
-        interval = kept_interval(marks.model, marks.base, groups=pictures, seed=seed)
-    places: dict[str, list[int]] = {}
-    for place, type_ in enumerate(types):
-        places.setdefault(type_, []).append(place)
-    return {
-        "questions": len(types),
-        "accuracy": accuracy,
-        "kept": share(**accuracy),
-        "interval": interval and list(interval),
-        "agreement": None if marks.same is None else fmean(marks.same),
-        "by_type": {
-            type_: {**_accuracy(marks, of_type), "questions": len(of_type)}
-            for type_, of_type in places.items()
-        },
-    }
+
+    model: Marked
+    base: Marked | None
+    seed: int
+
+    def score(self) -> Pair:
+        """Give the score that stands for all, in its own unit."""
+        main = self.model.scorer.main
+        return pair(self.model.scores()[main], self.base and self.base.scores()[main])
+
+    def normalised(self) -> Pair:
+        """Give the same as a share of the highest."""
+        highest = self.model.scorer.highest
+        return {
+            who: None if value is None else value / highest for who, value in self.score().items()
+        }
+
+    def metrics(self) -> dict[str, Pair]:
+        """Give every score."""
+        ours = self.model.scores()
+        theirs = self.base.scores() if self.base else {}
+        return {name: pair(ours[name], theirs.get(name)) for name in ours}
+
+    def kept(self) -> float | None:
+        """Divide the model's score by the base's."""
+        return share(**self.score())
+
+    def draws(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Draw units anew, and score both: as shares of the highest [draws] each.
+
+        Returns:
+            None without a base, and of one unit alone, which tells of no other.
+        """
+        if self.base is None:
+            return None
+        sums = self.model.sums(), self.base.sums()
+        if len(sums[0].values) < 2:
+            return None
+        drawn = resample([each.values for each in sums], seed=self.seed)
+        scorer = self.model.scorer
+        ours, theirs = (
+            np.asarray(
+                scorer.sum_up(dict(zip(each.names, values.T, strict=True)))[scorer.main], float
+            )
+            / scorer.highest
+            for each, values in zip(sums, drawn, strict=True)
+        )
+        return ours, theirs
+
+    def interval(self) -> list[float] | None:
+        """Bound what is kept with 95 % confidence."""
+        return interval(self.draws())
+
+    def of_type(self, type_: str) -> dict[str, Any]:
+        """Sum up the questions of one type alone."""
+        part = Comparison(self.model.only(type_), self.base and self.base.only(type_), self.seed)
+        return {
+            **part.normalised(),
+            "questions": len(part.model.asked),
+            "kept": part.kept(),
+            "interval": part.interval(),
+        }
 
 
-def _accuracy(marks: Marks, places: Sequence[int]) -> Pair:
-    base = None if marks.base is None else fmean(marks.base[place] for place in places)
-    return pair(fmean(marks.model[place] for place in places), base)
+def interval(draws: tuple[np.ndarray, np.ndarray] | None) -> list[float] | None:
+    """Bound the share of the base's score that the model keeps.
+
+    Args:
+        draws: Scores of both in every draw; those in which the base scores nothing are left out.
+    """
+    if draws is None:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = bounds(draws[0] / draws[1])
+    return found and list(found)
+
+
+def agreement(ours: Sequence[str], theirs: Sequence[str] | None) -> float | None:
+    """Count how often two give the same answer, right or wrong."""
+    if theirs is None:
+        return None
+    return fmean(normalise(a) == normalise(b) for a, b in zip(ours, theirs, strict=True))
 
 
 class Load(NamedTuple):

@@ -91,7 +91,7 @@ Changes = Annotated[
 Processes = Annotated[
     int | None,
     typer.Option(
-        launch.OPTION, help="Train in so many processes, one for each GPU.", callback=spread
+        launch.OPTION, help="Share the work among processes, one for each GPU.", callback=spread
     ),
 ]
 Seed = Annotated[int | None, setting("seed")]

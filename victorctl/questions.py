@@ -1,5 +1,6 @@
 """Questions about pictures, and the batches of prompts that they become."""
 
+import hashlib
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,15 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from victorctl.data import formats
-from victorctl.data.batches import join_images, pad, padding_token, prompts, to_model
+from victorctl.data.batches import (
+    KEY_BYTES,
+    digest,
+    join_images,
+    pad,
+    padding_token,
+    prompts,
+    to_model,
+)
 from victorctl.data.conversations import Conversation, Row
 from victorctl.data.records import Embedded
 from victorctl.features import see, take, taken
@@ -112,6 +121,18 @@ class Prompts:
     shown: list[int]
     rows: list[int]
     sizes: list[Size]
+
+    def keys(self) -> list[str]:
+        """Name each question after all that is read of it, its tokens and its pixels."""
+        shown = [digest(images) for images in self.pictures]
+        ids, mask = self.text["input_ids"], self.text["attention_mask"].bool()
+        read = zip(self.shown, ids, mask, strict=True)
+        return [
+            hashlib.blake2b(
+                shown[place] + row[there].numpy().tobytes(), digest_size=KEY_BYTES
+            ).hexdigest()
+            for place, row, there in read
+        ]
 
     def for_model(self, model: PreTrainedModel) -> dict[str, Any]:
         """Make a model's inputs: every question with pictures of its own."""

@@ -2,7 +2,14 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    field_validator,
+    model_validator,
+)
 
 PROJECTOR = "+projector"  # what a rung's name ends in that trains the projector, too
 INTACT = ("registers", "deep", "register-lora")
@@ -249,8 +256,14 @@ class EvalSection(Section):
     data: str | None = None
     """Data to measure on: `demo:test`, a file, a folder, or a Hub id with a `:split`."""
 
+    benchmarks: tuple[str, ...] | None = None
+    """Benchmarks to measure on, instead of data: names with commas between, `paper` or `all`."""
+
+    data_dir: str | None = None
+    """Folder with a folder for each benchmark, in the Hub's columns; unset: fetch from the Hub."""
+
     limit: int | None = Field(None, ge=1)
-    """Ask only the first so many questions; unset: all."""
+    """Ask only the first so many questions, of each benchmark; unset: all."""
 
     registers: int | None = Field(None, ge=1)
     """Use the first so many registers alone, of a model trained with train.elastic; unset: all."""
@@ -258,8 +271,11 @@ class EvalSection(Section):
     batch_size: int = Field(32, ge=1)
     """Questions answered at once."""
 
-    max_new_tokens: int = Field(16, ge=1)
-    """Longest answer, in tokens."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Longest answer, in tokens; unset: 16, or what a benchmark gives."""
+
+    base_cache: bool = True
+    """Keep the unconverted model's answers on disk, for other models made from it."""
 
     baselines: bool = False
     """Measure the simple alternatives too, at the same layer and count."""
@@ -269,6 +285,13 @@ class EvalSection(Section):
 
     repeats: int = Field(5, ge=0)
     """Timings of each speed; their median counts. 0: no speed is measured."""
+
+    @field_validator("benchmarks", mode="before")
+    @classmethod
+    def _names_between_commas(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(name for name in value.replace(",", " ").split() if name)
+        return value
 
 
 class BenchSection(Section):

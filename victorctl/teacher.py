@@ -14,11 +14,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from victorctl import weights
+from victorctl.data.batches import KEY_BYTES
 from victorctl.errors import VictorError
 from victorctl.files import whole
 from victorctl.folders import explained
 
-KEY_BYTES = 16
 FLUSH_AT = 4096  # questions kept in memory before they are written
 INSTEAD = "add --set train.teacher_cache=false, or point HF_HOME to another folder"
 

@@ -56,7 +56,8 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-SPEEDS = ("prefill", f"generate_{SHORT}", f"generate_{LONG}")  # of several questions at once
+PREFILL = "prefill"
+SPEEDS = (PREFILL, f"generate_{SHORT}", f"generate_{LONG}")  # of several questions at once
 
 
 def speed(  # noqa: PLR0913
@@ -90,7 +91,7 @@ def speed(  # noqa: PLR0913
 
     timed: dict[str, Callable[[Contestant], Any]] = {
         "first_token": generating(one, 1),
-        "prefill": lambda who: prefill(who, several),
+        PREFILL: lambda who: prefill(who, several),
         f"generate_{SHORT}": generating(several, SHORT),
         f"generate_{LONG}": generating(several, LONG),
     }
@@ -107,6 +108,24 @@ def speed(  # noqa: PLR0913
 
 def _bind(run: Callable[[Contestant], Any], who: Contestant) -> Callable[[], Any]:
     return lambda: run(who)
+
+
+def prefills(
+    contestants: Mapping[str, Contestant], asked: Mapping[bool, Prompts], *, repeats: int
+) -> dict[str, float]:
+    """Time the prefill of a batch alone.
+
+    Args:
+        contestants: Who is timed.
+        asked: The batch for those that are shown pictures, and for those that are not.
+        repeats: Times that each is measured.
+
+    Returns:
+        Median seconds of each.
+    """
+    device = next(iter(contestants.values())).model.device
+    runs = {name: partial(prefill, who, asked[who.pictures]) for name, who in contestants.items()}
+    return by_turns(runs, repeats=repeats, device=device)
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""A run that is under way or was interrupted: its folder beside the output, for one run at a time."""
+"""A run that is under way or was interrupted: its folder beside the output, held by one run."""
 
 import json
 import shutil

@@ -48,16 +48,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DynamicCache
 
-from victorctl.answering import Contestant, Greedy, ask
+from victorctl.answering import Contestant, Greedy
+from victorctl.asking import Asking
 from victorctl.collation import Batch, collate
 from victorctl.data import scenes
 from victorctl.data.batches import encode, padding_token
 from victorctl.data.conversations import Conversation, Row, open_data
+from victorctl.exact import is_right
 from victorctl.files import write_whole
-from victorctl.measures import is_right
 from victorctl.modeling_victor import CACHE
 from victorctl.questions import Question, questions
-from victorctl.sections import EvalSection
 
 EMOJI = "emoji-datasource-google@16.0.0"
 CATEGORIES = ("Animals & Nature", "Food & Drink", "Objects", "Activities", "Travel & Places")
@@ -387,14 +387,14 @@ def measure(model: Model, emoji: list[Emoji], chosen: argparse.Namespace) -> Non
     asked = questions(open_data("demo:test"), chosen.limit)
     who = partial(Contestant, llava, lambda rows: nullcontext())
     greedy = Greedy.of(llava, model.processor)
-    settings = EvalSection(batch_size=32, max_new_tokens=8)
+    asking = partial(Asking, greedy=greedy, batch_size=32, longest=8)
     started = time.monotonic()
     ways = {"with the picture": who(), "without": who(pictures=False)}
-    told = ask(asked, ways, greedy, settings, quiet=False)
+    told = asking(ways).ask(asked)
     seconds = time.monotonic() - started
     rng = random.Random(2)
     named = [emoji_row(one, rng) for one in rng.sample(emoji, min(100, len(emoji)))]
-    names = ask(questions(named, None), {"": who()}, greedy, settings, quiet=True).texts[""]
+    names = asking({"": who()}, quiet=True).ask(questions(named, None)).texts[""]
     numbers = {
         "questions": len(asked),
         "accuracy": {name: by_type(asked, answers) for name, answers in told.texts.items()},

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 BENCHMARKS: dict[str, str] = {}
 """What a benchmark is called, and its module here and class."""
 
+PAPER = ()
+"""Those of the twelve that the paper averages (Wen et al. 2024) whose answers need no judge."""
+
 
 def benchmark(name: str) -> "Benchmark":
     """Import a benchmark.

@@ -1,6 +1,7 @@
 """Rows as tensors: a placeholder for each visual token, and a loss on answers only."""
 
 import functools
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from victorctl.data.pictures import process
 from victorctl.errors import VictorError
 
 IGNORED = -100  # label of a position without loss
+KEY_BYTES = 16  # of what tells pictures or questions apart
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,19 @@ def join_images(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: _concatenate([row[name] for row in rows if name in row]) for name in names}
+
+
+def digest(images: Mapping[str, Tensor]) -> bytes:
+    """Tell pictures apart from others, by what the processor made of them.
+
+    Args:
+        images: See `EncodedRow.images`.
+    """
+    made = hashlib.blake2b(digest_size=KEY_BYTES)
+    for name, value in sorted(images.items()):
+        made.update(f"{name} {tuple(value.shape)}".encode())
+        made.update(value.contiguous().numpy())
+    return made.digest()
 
 
 def to_model(tensors: Mapping[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:

@@ -1,0 +1,132 @@
+"""An evaluation: what it is made of, what a continuation must share, how it is described."""
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from victorctl import lineage
+from victorctl.contestants import Field
+from victorctl.processes import Processes
+from victorctl.recipe import Recipe, Run
+from victorctl.runtime import versions
+from victorctl.sections import EvalSection
+from victorctl.tasks import Task
+
+WAYS = ("data", "data_dir", "base_cache", "differences", "repeats")
+"""Keys of section `eval` that change no answer."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that an evaluation is made of.
+
+    Args:
+        folder: Of the model.
+        recipe: Section `eval`, and the seed.
+        typed: Where and on what, as it was asked for.
+        run: The same for this process.
+        out: Folder of the report.
+        tasks: What is asked.
+        field: Who is asked.
+        hashes: Of the model's base's files.
+        processes: All that ask.
+    """
+
+    folder: Path
+    recipe: Recipe
+    typed: Run
+    run: Run
+    out: Path
+    tasks: list[Task]
+    field: Field
+    hashes: dict[str, str]
+    processes: Processes
+
+
+def dtype_of(field: Field) -> str:
+    """Name the number format of the model's weights."""
+    return str(field.model.dtype).removeprefix("torch.")
+
+
+def identity(whole: Evaluation) -> dict[str, Any]:
+    """What a resumed evaluation must share with the one it continues, as JSON gives it back."""
+    base = whole.field.base
+    shared = {
+        "model": lineage.weights_sha256(whole.folder, whole.hashes),
+        "base": base.identity["sha256"] if base else None,
+        "SHA-256 of the data": {task.name: task.sha256 for task in whole.tasks},
+        "questions": {task.name: len(task.asked) for task in whole.tasks},
+        "seed": whole.recipe.seed,
+        "dtype": dtype_of(whole.field),
+        **whole.recipe.eval.model_dump(exclude=set(WAYS)),
+    }
+    return json.loads(json.dumps(shared))
+
+
+def settings(whole: Evaluation) -> dict[str, Any]:
+    """Say what was measured, how and with what; of paths only the last part."""
+    field, recipe, model = whole.field, whole.recipe, whole.field.model
+    victor, device = model.config.victor, model.device
+    trained = [
+        stage["settings"].get("train", {}).get("rung")
+        for stage in lineage.read_lineage(whole.folder)["stages"]
+        if stage["command"] == "finetune"
+    ]
+    asked = recipe.eval.model_dump(exclude={"registers"})  # of which the model knows the number
+    for key in ("data", "data_dir"):
+        asked[key] = _without_folder(asked[key])
+    return {
+        "model": whole.folder.resolve().name,
+        "base": field.base.name if field.base else None,
+        "base_intact": lineage.base_intact(whole.folder, whole.hashes),
+        "base_sha256": field.base.identity["sha256"] if field.base else None,
+        "train": trained[-1] if trained else None,
+        **{key: victor[key] for key in ("registers", "drop_layer", "positions")},
+        **asked,
+        "data_sha256": {task.name: task.sha256 for task in whole.tasks if task.sha256},
+        "seed": recipe.seed,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "dtype": dtype_of(field),
+        "attention": model.config.get_text_config()._attn_implementation,
+        "threads": torch.get_num_threads(),
+        "processes": whole.processes.count,
+        "versions": versions(),
+    }
+
+
+def command(whole: Evaluation) -> str:
+    """Write the command that repeats this, with everything that is not at its default."""
+    run, base = whole.typed, whole.field.base
+    words = ["victorctl", "eval", whole.folder.resolve().name, *_asked(whole.recipe.eval)]
+    words += ["--seed", str(whole.recipe.seed)]
+    if run.base:
+        words += ["--base", base.name if base else run.base]
+    for name in ("device", "dtype", "attn", "threads"):
+        if getattr(run, name) != getattr(Run, name):
+            words += [f"--{name}", str(getattr(run, name))]
+    if whole.processes.count > 1:
+        words += ["--processes", str(whole.processes.count)]
+    return shlex.join(words)
+
+
+def _asked(section: EvalSection) -> list[str]:
+    """Write what of section `eval` is not at its default."""
+    words = []
+    for key in ("data", "data_dir"):
+        if (value := getattr(section, key)) is not None:
+            words += [f"--{key.replace('_', '-')}", _without_folder(value)]
+    if section.benchmarks:
+        words += ["--benchmarks", ",".join(section.benchmarks)]
+    plain = type(section)().model_dump()
+    for key, value in section.model_dump(exclude={"data", "data_dir", "benchmarks"}).items():
+        if value != plain[key]:
+            words += ["--set", f"eval.{key}={json.dumps(value)}"]
+    return words
+
+
+def _without_folder(spec: str | None) -> str | None:
+    return Path(spec).name if spec is not None and Path(spec).exists() else spec

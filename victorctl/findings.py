@@ -1,0 +1,217 @@
+"""What came of an evaluation's tasks: quality, predictions, answers that differ."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from victorctl.answering import BASE, MODEL
+from victorctl.asking import Answers
+from victorctl.exact import normalise
+from victorctl.measures import (
+    Comparison,
+    Marked,
+    Pair,
+    agreement,
+    interval,
+    pair,
+    share,
+)
+from victorctl.tasks import DATA, Task
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One task, answered.
+
+    Args:
+        task: The questions.
+        answers: To them.
+        seed: Of the bootstrap.
+    """
+
+    task: Task
+    answers: Answers
+    seed: int
+
+    @cached_property
+    def marked(self) -> dict[str, Marked]:
+        """The answers of everybody, marked."""
+        rule, asked = self.task.scorer, self.task.asked
+        return {name: Marked.of(rule, asked, of) for name, of in self.answers.texts.items()}
+
+    @cached_property
+    def compared(self) -> Comparison:
+        """The model beside its base."""
+        return self.beside(MODEL)
+
+    @cached_property
+    def draws(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Scores of both with units drawn anew."""
+        return self.compared.draws()
+
+    def beside(self, name: str) -> Comparison:
+        """Put one of those asked beside the base."""
+        return Comparison(self.marked[name], self.marked.get(BASE), self.seed)
+
+    def agreement(self) -> float | None:
+        """Count how often model and base give the same answer."""
+        return agreement(self.answers.texts[MODEL], self.answers.texts.get(BASE))
+
+    def benchmark(self) -> dict[str, Any]:
+        """Sum up a benchmark."""
+        scorer, compared = self.task.scorer, self.compared
+        return {
+            "title": self.task.title,
+            "questions": len(self.task.asked),
+            "metric": scorer.main,
+            "highest": scorer.highest,
+            "score": compared.score(),
+            "kept": compared.kept(),
+            "interval": interval(self.draws),
+            "agreement": self.agreement(),
+            "first_token_kl": _mean(self.answers.divergences),
+            "metrics": compared.metrics(),
+            "meanings": dict(scorer.meanings),
+        }
+
+    def row(self) -> dict[str, Any]:
+        """Sum up in the words that all tasks share."""
+        return {
+            **self.compared.normalised(),
+            "questions": len(self.task.asked),
+            "kept": self.compared.kept(),
+            "interval": interval(self.draws),
+        }
+
+
+def quality(findings: Sequence[Finding]) -> dict[str, Any]:
+    """Sum up all tasks: of several, the mean of their scores.
+
+    Returns:
+        `questions`, `accuracy`, `kept`, `interval`, `agreement`, `first_token_kl`, `by_type` and
+        `benchmarks` of `eval --json`.
+    """
+    accuracy = mean_score(findings, MODEL)
+    agreeing = [finding.agreement() for finding in findings]
+    sizes = [len(finding.task.asked) for finding in findings]
+    diverging = [finding.answers.divergences for finding in findings]
+    known = [one for each in diverging for one in each or ()]
+    own = len(findings) == 1 and findings[0].task.name == DATA
+    return {
+        "questions": sum(sizes),
+        "accuracy": accuracy,
+        "kept": share(**accuracy),
+        "interval": mean_interval(findings, MODEL),
+        "agreement": None if None in agreeing else fmean(agreeing, sizes),
+        "first_token_kl": _mean(known or None),
+        "by_type": _types(findings[0]) if own else {one.task.name: one.row() for one in findings},
+        "benchmarks": {} if own else {one.task.name: one.benchmark() for one in findings},
+    }
+
+
+def mean_score(findings: Sequence[Finding], name: str) -> Pair:
+    """Average the scores of one of those asked, and of the base, over all tasks."""
+    scores = [finding.beside(name).normalised() for finding in findings]
+    return pair(*(_mean([score[who] for score in scores]) for who in (MODEL, BASE)))
+
+
+def mean_interval(findings: Sequence[Finding], name: str) -> list[float] | None:
+    """Bound what is kept of the mean score; every task is drawn anew by itself."""
+    drawn = [
+        finding.draws if name == MODEL else finding.beside(name).draws() for finding in findings
+    ]
+    if None in drawn:
+        return None
+    ours, theirs = (np.mean(each, axis=0) for each in zip(*drawn, strict=True))
+    return interval((ours, theirs))
+
+
+def _mean(values: Sequence[float | None] | None) -> float | None:
+    return None if values is None or None in values else fmean(values)
+
+
+def _types(finding: Finding) -> dict[str, Any]:
+    types = dict.fromkeys(one.type for one in finding.task.asked)
+    return {type_: finding.compared.of_type(type_) for type_ in types}
+
+
+def predictions(findings: Sequence[Finding]) -> Iterator[dict[str, Any]]:
+    """Yield a line for each question, in the order of the data."""
+    for finding in findings:
+        named = {} if finding.task.name == DATA else {"benchmark": finding.task.name}
+        for place, asked in enumerate(finding.task.asked):
+            question = finding.task.questions[place].conversation.question
+            yield {
+                **named,
+                "id": asked.id,
+                "type": asked.type,
+                "question": question,
+                "answers": asked.answers,
+                **{name: texts[place] for name, texts in _in_order(finding.answers.texts).items()},
+                "right": {
+                    name: of.marks[place]["right"] for name, of in _in_order(finding.marked).items()
+                },
+            }
+
+
+def _in_order(by_name: dict[str, Any]) -> dict[str, Any]:
+    """Put the model first."""
+    return {MODEL: by_name[MODEL], **by_name}
+
+
+def differences(findings: Sequence[Finding], most: int, seed: int) -> list[dict[str, Any]]:
+    """Draw questions with pictures to which model and base answer differently, to be shown.
+
+    Args:
+        findings: All tasks.
+        most: Show only so many.
+        seed: Of the draw.
+    """
+    differing = [
+        (finding, place)
+        for finding in findings
+        if BASE in finding.marked
+        for place, question in enumerate(finding.task.questions)
+        if question.row.images and _differs(finding, place)
+    ]
+    drawn = random.Random(seed).sample(range(len(differing)), min(most, len(differing)))
+    return [_shown(*differing[number]) for number in sorted(drawn)]
+
+
+def _differs(finding: Finding, place: int) -> bool:
+    ours, theirs = (normalise(finding.answers.texts[who][place]) for who in (MODEL, BASE))
+    return ours != theirs
+
+
+def _shown(finding: Finding, place: int) -> dict[str, Any]:
+    question, asked = finding.task.questions[place], finding.task.asked[place]
+    named = {} if finding.task.name == DATA else {"benchmark": finding.task.name}
+    return {
+        **named,
+        "id": asked.id,
+        "picture": side_by_side(question.row.pictures()),
+        "question": question.conversation.question,
+        "answer": " / ".join(dict.fromkeys(asked.answers)),
+        "type": asked.type,
+        "model": finding.answers.texts[MODEL][place],
+        "base": finding.answers.texts[BASE][place],
+        "model_right": finding.marked[MODEL].right(place),
+        "base_right": finding.marked[BASE].right(place),
+    }
+
+
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Put pictures beside each other, from left to right."""
+    width = sum(picture.width for picture in pictures)
+    whole = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        whole.paste(picture, (left, 0))
+        left += picture.width
+    return whole

@@ -1,0 +1,105 @@
+"""What answers cost, and how fast they come, for everybody who takes part in an evaluation."""
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from victorctl import cost, measures
+from victorctl.answering import BASE, MODEL
+from victorctl.contestants import Field
+from victorctl.findings import Finding, mean_interval, mean_score
+from victorctl.measures import Load, Pair, pair
+from victorctl.questions import Prompts, Question, Size, prepare
+from victorctl.timing import PREFILL, SPEEDS, decode_rate, prefills, speed
+
+
+def costs(field: Field, sizes: Sequence[Size]) -> dict[str, Pair]:
+    """Count what a question costs on average; a question without pictures costs both the same."""
+    shape, victor = cost.shape_of(field.model.config), field.model.config.victor
+    other = cost.shape_of(field.base.model.config) if field.base else shape
+    registers = [victor["registers"] * images for _, _, images in sizes]
+    loads = [
+        Load(visual + more, more, text)
+        for (visual, text, _), more in zip(sizes, registers, strict=True)
+    ]
+    ours = measures.spend(shape, victor["drop_layer"], loads)
+    ours["prefill_flops"] += measures.adapter_flops(shape, victor, fmean(registers))
+    loads = [Load(visual, visual, text) for visual, text, _ in sizes]
+    theirs = measures.spend(other, other.layers, loads)
+    images = fmean(size.images for size in sizes)
+    for spent, counted in ((ours, shape), (theirs, other)):
+        if counted.tower:
+            spent["vision_flops"] = images * cost.vision_flops(counted)
+    return {key: pair(ours[key], theirs.get(key) if field.base else None) for key in ours}
+
+
+def speeds(field: Field, asked: Sequence[Question], repeats: int, *, quiet: bool) -> dict[str, Any]:
+    """Time model and base by turns, and the ways' prefill; nothing if repeated no times."""
+    if repeats == 0:
+        return untimed()
+    timed = {name: field.contestants[name] for name in (MODEL, BASE) if name in field.contestants}
+    several = prepare(asked, field.greedy.processor, pictures=True)
+    one = prepare(asked[:1], field.greedy.processor, pictures=True)
+    seconds = speed(
+        timed, one=one, several=several, greedy=field.greedy, repeats=repeats, quiet=quiet
+    )
+    rates = {
+        name: decode_rate({key: of[name] for key, of in seconds.items()}, len(asked))
+        for name in timed
+    }
+    first = seconds.pop("first_token")
+    return {
+        "time_to_first_token": pair(first[MODEL], first.get(BASE)),
+        "decode_tokens_per_second": pair(rates[MODEL], rates.get(BASE)),
+        "speedup": {
+            key: of[BASE] / of[MODEL] if BASE in of else None for key, of in seconds.items()
+        },
+        "batch_seconds": {key: pair(of[MODEL], of.get(BASE)) for key, of in seconds.items()},
+        "ways": _ways(field, asked, several, repeats),
+    }
+
+
+def _ways(
+    field: Field, asked: Sequence[Question], several: Prompts, repeats: int
+) -> dict[str, dict[str, float]]:
+    """Time the prefill of the simple ways, by turns with the base."""
+    if not field.ways:
+        return {}
+    blind = prepare(asked, field.greedy.processor, pictures=False)
+    seconds = prefills(
+        {BASE: field.contestants[BASE]} | {name: field.contestants[name] for name in field.ways},
+        {True: several, False: blind},
+        repeats=repeats,
+    )
+    return {name: {PREFILL: seconds[BASE] / seconds[name]} for name in field.ways}
+
+
+def untimed() -> dict[str, Any]:
+    """Leave every speed open."""
+    nothing = pair(None, None)
+    return {
+        "time_to_first_token": nothing,
+        "decode_tokens_per_second": nothing,
+        "speedup": dict.fromkeys(SPEEDS),
+        "batch_seconds": dict.fromkeys(SPEEDS, nothing),
+        "ways": {},
+    }
+
+
+def baseline(
+    field: Field, name: str, findings: Sequence[Finding], sizes: Sequence[Size]
+) -> dict[str, Any]:
+    """Sum up one of the simple ways."""
+    way, shape = field.ways[name], cost.shape_of(field.model.config)
+    loads = [
+        Load(visual, way.survivors(visual, images), text) if way.pictures else Load(0, 0, text)
+        for visual, text, images in sizes
+    ]
+    spent = measures.spend(shape, field.model.config.victor["drop_layer"], loads)
+    accuracy = mean_score(findings, name)
+    return {
+        "accuracy": accuracy[MODEL],
+        "kept": measures.share(**accuracy),
+        "interval": mean_interval(findings, name),
+        "mean_visual_tokens": spent["mean_visual_tokens"],
+    }
