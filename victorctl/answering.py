@@ -20,6 +20,7 @@ from victorctl.data.batches import padding_token
 from victorctl.questions import Prompts, Question, prepare
 
 MODEL, BASE = "model", "base"
+NEVER = 100.0  # nats that a token costs at most, however unlikely
 FIRST_TOKENS = 32  # of the base's distribution over first tokens; all others count as one
 
 
@@ -139,7 +140,7 @@ class Beginning(LogitsProcessor):
         for own, theirs in zip(self.log_probabilities.double(), base, strict=True):
             among = torch.tensor(theirs.tokens, device=own.device)
             others = own.index_fill(0, among, -torch.inf).logsumexp(0)
-            ours = torch.cat([own[among], others[None]])
+            ours = torch.cat([own[among], others[None]]).clamp(min=-NEVER)
             expected = ours.new_tensor([*theirs.log_probabilities, theirs.rest])
             terms = torch.where(expected > -torch.inf, expected.exp() * (expected - ours), 0.0)
             found.append(max(0.0, terms.sum().item()))  # rounding may leave less than nothing

@@ -19,7 +19,7 @@ from victorctl.sources import DEMO
 RECIPE = "demo/quick"
 THREADS = 1  # more would wait for each other: the model is small, and another draws the scenes
 DEFAULT_OUT = Path("victor-demo")
-PARTS = {"converted", "model", "model.training", "eval"}
+PARTS = {"converted", "model", "model.training", "eval", "eval.answers"}
 
 
 @contextmanager
@@ -83,7 +83,8 @@ def demo(*, run: Run, steps: int | None = None) -> dict[str, Any]:
         "with and without registers",
         quiet=run.quiet,
     )
-    with _left_off(out / "model", run, "eval", out / "model", "--recipe", RECIPE):
+    with _left_off(out / "model", run, "eval", out / "model", "--out", out / "eval",
+                   "--recipe", RECIPE):  # fmt: skip
         measured = evaluate(out / "model", recipe=recipe, run=part("eval"))
     say(f"the model: {out / 'model'}; the report: {measured['report']}", quiet=run.quiet)
     return {

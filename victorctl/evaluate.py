@@ -45,11 +45,12 @@ def evaluate(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     """
     started = time.perf_counter()
     out = _output(model, recipe, run)
-    notebook = Notebook(out.with_name(f"{out.name}.answers"))
-    notebook.check(resume=run.resume)
     set_threads(run.threads)
     processes = Processes.start(run, unused=False)
     _check_whole(processes)
+    notebook = Notebook(out.with_name(f"{out.name}.answers"))
+    if processes.first:
+        notebook.check(resume=run.resume, quiet=run.quiet)
     typed, run = run, processes.place(run)
     resolve(run)
     seed_everything(recipe.seed)

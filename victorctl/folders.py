@@ -18,7 +18,7 @@ from victorctl.units import size
 REPORT = ("report.json", "report.html", "predictions.jsonl", "tradeoff.png")
 WRITTEN = (
     *SMALL_FILES, *REPORT, *(f"eval/{name}" for name in REPORT), LINEAGE, "*.safetensors",
-    "*.safetensors.index*.json", "modeling_victor.py", "loss.png", "loss.jsonl",
+    "*.safetensors.index*.json", "modeling_victor.py", "loss.png", "loss.jsonl", "eval.answers/*",
 )  # fmt: skip
 """What stages write; any other file is somebody's own."""
 SPARE = 64 << 20  # bytes that must stay free beside what is written

@@ -9,6 +9,7 @@ from victorctl.errors import VictorError
 from victorctl.files import append_lines, read_lines
 from victorctl.folders import explained
 from victorctl.questions import Size
+from victorctl.runtime import say
 from victorctl.unfinished import Unfinished
 
 
@@ -46,8 +47,12 @@ class Notebook(Unfinished):
         """Whether a question was answered."""
         return any(self.folder.glob("*.jsonl"))
 
-    def check(self, *, resume: bool) -> None:
+    def check(self, *, resume: bool, quiet: bool) -> None:
         """Refuse what cannot be continued; changes nothing.
+
+        Args:
+            resume: Whether an interrupted evaluation is to be continued.
+            quiet: Do not say that one will be lost.
 
         Raises:
             VictorError: If another evaluation is under way here, there is nothing to resume, or the
@@ -57,6 +62,9 @@ class Notebook(Unfinished):
         if resume and not (self.exists and self.description.exists()):
             problem = f"{self.folder}: no interrupted evaluation to resume"
             raise VictorError(problem, fix="leave --resume out")
+        if self.exists and not resume:
+            lost = "starting again: an interrupted evaluation was here, which --resume goes on with"
+            say(lost, quiet=quiet)
         if self.folder.exists() and not self.description.exists():
             raise VictorError(
                 f"{self.folder}: answers belong here, and this was not written by victorctl",
