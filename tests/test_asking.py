@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from victorctl.notebook import Entry, Notebook
 from victorctl.questions import Size, prepare, questions
 from victorctl.recipe import Run, load_recipe
 
+ROOT = Path(__file__).parent.parent
 QUIET = Run(device="cpu", quiet=True)
 
 
@@ -178,22 +180,26 @@ def test_a_folder_that_is_no_evaluations_is_left_alone(run, tmp_path):
     assert (tmp_path / "eval.answers" / "mine.txt").read_text() == "mine"
 
 
+LAUNCHERS = {
+    "--processes": [],
+    "accelerate": [
+        *("-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"),
+        *("--config_file", str(ROOT / "recipes" / "accelerate" / "ddp.yaml")),
+    ],
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["--processes", "accelerate"])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_give_what_one_gives(run, place, tmp_path, launcher):
     whole = run(name="whole")
-    recipe = settings(place / "data" / "data.json").model_dump()
-    (tmp_path / "recipe.yaml").write_text(json.dumps({"eval": recipe["eval"]}))
-    words = ["eval", place / "model", "--recipe", "recipe.yaml", "--out", "eval", "--json"]
-    start = [sys.executable, "-m", "victorctl"]
-    if launcher == "accelerate":
-        start = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
-        start += ["--cpu", "--num_machines", "1", "--mixed_precision", "no", "-m", "victorctl"]
-    else:
-        words += ["--processes", "2"]
+    recipe = settings(place / "data" / "data.json")
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"eval": recipe.eval.model_dump()}))
+    words = ["eval", str(place / "model"), "--recipe", "recipe.yaml", "--out", "eval", "--json"]
+    words += ["--device", "cpu", *(["--processes", "2"] if launcher == "--processes" else [])]
 
     shown = subprocess.run(
-        [*map(str, [*start, *words, "--device", "cpu"])], cwd=tmp_path,
+        [sys.executable, *LAUNCHERS[launcher], "-m", "victorctl", *words], cwd=tmp_path,
         capture_output=True, text=True, check=False, env={**os.environ, "HF_HOME": "home"},
     )  # fmt: skip
 

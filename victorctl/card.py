@@ -1,7 +1,7 @@
 """The page of a published model, `README.md`: metadata, what was measured, and what was not."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -10,6 +10,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from victorctl import __version__, cost
+from victorctl.benchmarks import benchmark
 from victorctl.checkpoint import load_config
 from victorctl.errors import VictorError
 from victorctl.licence import Licence
@@ -110,6 +111,10 @@ def _metadata(release: Release, repo: str, licence: Licence, dataset: str | None
 
 
 def _results(report: Mapping[str, Any]) -> list[EvalResult]:
+    """List what was measured as the Hub's index of results takes it, shares in percent."""
+    if report.get("benchmarks"):
+        named = report["benchmarks"].items()
+        return [one for name, found in named for one in _results_of(name, found)]
     data = report["settings"]["data"]
     slug = re.sub(r"[^\w.-]+", "-", data)
     shown = {"accuracy": report["accuracy"]["model"], "accuracy kept": report["kept"]}
@@ -125,6 +130,33 @@ def _results(report: Mapping[str, Any]) -> list[EvalResult]:
         for name, value in shown.items()
         if value is not None
     ]
+
+
+def _results_of(name: str, found: Mapping[str, Any]) -> Iterator[EvalResult]:
+    """List what was measured on one benchmark: its score, and how much of the base's is kept."""
+    data = benchmark(name).data
+    scale = 100 if found["highest"] == 1 else 1
+    shown = {found["metric"]: (scale, found["score"]["model"]), "kept": (100, found["kept"])}
+    for metric, (factor, value) in shown.items():
+        if value is not None:
+            yield EvalResult(
+                task_type=TASK,
+                dataset_type=data.repo,
+                dataset_name=found["title"],
+                dataset_config=data.config,
+                dataset_split=data.split,
+                metric_type=metric,
+                metric_name=metric,
+                metric_value=round(factor * value, 2),
+            )
+
+
+def _asked(report: Mapping[str, Any]) -> str:
+    """Name what the questions were of."""
+    known = report.get("benchmarks")
+    return (
+        ", ".join(one["title"] for one in known.values()) if known else report["settings"]["data"]
+    )
 
 
 def _last_training(release: Release) -> dict[str, Any]:
@@ -220,8 +252,9 @@ def _limits(release: Release) -> Iterable[str]:
     if report is None:
         yield "Nothing was measured."
     else:
-        asked = f"{report['questions']:,} questions of {report['settings']['data']}"
-        yield f"{asked} were asked; what it keeps on others, and on any benchmark, is not known."
+        asked = f"{report['questions']:,} questions of {_asked(report)}"
+        others = "any other benchmark" if report.get("benchmarks") else "any benchmark"
+        yield f"{asked} were asked; what it keeps on others, and on {others}, is not known."
         if not report["baselines"]:
             yield "It was not compared with simpler ways of dropping visual tokens."
         if report["speedup"]["prefill"] is None:
