@@ -156,14 +156,14 @@ class Shared:
     """
 
     def __init__(self, asked: Sequence[Question], processor: ProcessorMixin) -> None:
-        self._asked, self._processor = asked, processor
+        self.asked, self._processor = asked, processor
         self._prompts: dict[bool, Prompts] = {}
         self._inputs: dict[tuple[int, bool], dict[str, Any]] = {}
 
     def prompts(self, *, pictures: bool) -> Prompts:
         """Write the batch's prompts, with or without its pictures."""
         if pictures not in self._prompts:
-            self._prompts[pictures] = prepare(self._asked, self._processor, pictures=pictures)
+            self._prompts[pictures] = prepare(self.asked, self._processor, pictures=pictures)
         return self._prompts[pictures]
 
     def inputs(self, who: Contestant) -> dict[str, Any]:

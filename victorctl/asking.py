@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from victorctl.ahead import ahead
 from victorctl.answering import BASE, MODEL, Beginning, Contestant, Greedy, Shared
 from victorctl.base_answers import BaseAnswer, BaseAnswers
 from victorctl.notebook import Entry, Notebook
@@ -58,8 +59,8 @@ class Asking:
         """
         entries: dict[int, Entry] = {}
         with progress("answers", len(asked) * len(self.contestants), quiet=self.quiet) as bar:
-            for batch in batches(asked, self.batch_size):
-                entries |= {entry.number: entry for entry in self._answer(batch, bar)}
+            for shared in ahead(self._prepare, batches(asked, self.batch_size)):
+                entries |= {entry.number: entry for entry in self._answer(shared, bar)}
         return _gather(asked, entries)
 
     def ask_on(self, task: str, asked: Sequence[Question], notebook: Notebook) -> Answers | None:
@@ -86,14 +87,19 @@ class Asking:
         with progress(
             "answers", (done + open_) * ways, done=done * ways, quiet=self.quiet
         ) as bar:  # of all that is done, and of this process's part
-            for batch in mine:
-                notebook.add(task, self._answer(batch, bar))
+            for shared in ahead(self._prepare, mine):
+                notebook.add(task, self._answer(shared, bar))
         self.processes.wait()
         return _gather(asked, notebook.read(task)) if self.processes.first else None
 
-    def _answer(self, batch: Sequence[Question], bar: Counter) -> list[Entry]:
-        """Put the questions of a batch to everybody; pictures are opened and seen once."""
+    def _prepare(self, batch: Sequence[Question]) -> Shared:
+        """Open the pictures of a batch."""
         shared = Shared(batch, self.greedy.processor)
+        shared.prompts(pictures=True)
+        return shared
+
+    def _answer(self, shared: Shared, bar: Counter) -> list[Entry]:
+        """Put the questions of a batch to everybody; pictures are seen once."""
         texts: dict[str, list[str]] = {}
         base, divergences, cached = None, None, False
         for name, who in self.contestants.items():
@@ -104,7 +110,7 @@ class Asking:
                 texts[name], beginning = self._ask(who, shared)
                 if name == MODEL and base is not None:
                     divergences = beginning.divergence([answer.first for answer in base])
-            bar.advance(len(batch), name)
+            bar.advance(len(shared.asked), name)
         sizes = shared.prompts(pictures=True).sizes
         return [
             Entry(
@@ -114,7 +120,7 @@ class Asking:
                 None if divergences is None else divergences[place],
                 cached,
             )
-            for place, question in enumerate(batch)
+            for place, question in enumerate(shared.asked)
         ]
 
     def _ask(self, who: Contestant, shared: Shared) -> tuple[list[str], Beginning]:

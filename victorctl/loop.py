@@ -13,6 +13,7 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel
 
 from victorctl import checkpoint, weights
+from victorctl.ahead import ahead
 from victorctl.collation import Batch
 from victorctl.distill import Distillation, Losses
 from victorctl.errors import VictorError
@@ -23,7 +24,7 @@ from victorctl.resuming import State, finish_the_step
 from victorctl.rungs import make_optimizer
 from victorctl.runtime import progress, say
 from victorctl.sections import TrainSection
-from victorctl.training import Parts, batches, learning_rate
+from victorctl.training import Parts, learning_rate
 
 Log = list[dict[str, float]]
 
@@ -107,7 +108,7 @@ def train(training: Training) -> Log:
         progress("finetune", settings.steps, quiet=run.quiet, done=len(log)) as bar,
         telling(run.log if processes.first else "none", told) as tell,
     ):
-        for made in batches(training.parts.make, len(log), settings.steps):
+        for made in ahead(training.parts.make, range(len(log), settings.steps)):
             with _fitting(training, len(log)):
                 log.append(_step(training, stepper, made, len(log)))
             tell(log[-1])
@@ -134,7 +135,7 @@ def _ask_before(training: Training, stepper: Stepper) -> None:
     device = next(iter(stepper.parameters.values())).device
     try:
         with progress("teacher", settings.steps, quiet=training.run.quiet) as bar:
-            for number, made in enumerate(batches(training.parts.make, 0, settings.steps)):
+            for number, made in enumerate(ahead(training.parts.make, range(settings.steps))):
                 with _fitting(training, number), training.computing(), torch.no_grad():
                     for batch in made:
                         stepper.module(batch.to(device), ask=True)

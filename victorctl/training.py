@@ -1,8 +1,7 @@
 """What each step of a training run sees, and how fast it learns."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,7 +16,6 @@ from victorctl.sections import TrainSection
 
 ELASTIC = 2**32 - 1  # tells this draw from those of the order and of questions, by epoch
 GROUPED = 2**32 - 2  # and this one
-AHEAD = 2  # steps whose batches are made while one runs
 STEPS_IN_GROUP = 50  # whose rows are sorted by length together
 
 
@@ -121,23 +119,6 @@ class Parts:
         if sample is not None and not any(row.images for row in rows):
             encoded.append(mute(encode(sample, self.processor, by_runs=self.by_runs)))
         return collate(encoded, padding_token(self.processor))
-
-
-def batches(make: Callable[[int], list[Batch]], start: int, stop: int) -> Iterator[list[Batch]]:
-    """Make the batches of steps start to stop - 1 in a thread, a little ahead of the steps.
-
-    Args:
-        make: `Parts.make`.
-        start: First step, counted from 0.
-        stop: Step after the last.
-    """
-    with ThreadPoolExecutor(1) as pool:
-        pending = [pool.submit(make, number) for number in range(start, min(start + AHEAD, stop))]
-        for number in range(start + AHEAD, stop + AHEAD):
-            made = pending.pop(0).result()
-            if number < stop:
-                pending.append(pool.submit(make, number))
-            yield made
 
 
 def learning_rate(step: int, settings: TrainSection) -> float:
