@@ -131,6 +131,8 @@ def _type(prop: Mapping[str, Any]) -> str:
     words = {"integer": "whole number", "string": "text", "boolean": "true | false"}
     if "additionalProperties" in prop:
         return f"mapping of text to {_type(prop['additionalProperties'])}"
+    if "items" in prop:
+        return f"list of {_type(prop['items'])}"
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     ranges = [f"{sign} {prop[limit]:g}" for limit, sign in signs.items() if limit in prop]
     return " ".join([words.get(prop["type"], prop["type"]), *ranges])
