@@ -200,7 +200,7 @@ def test_everyone_is_entered_and_the_simple_ways_spend_what_the_model_spends(con
     assert {(way.count, way.seed) for way in field.ways.values()} == {(3, 5)}
     assert {id(who.model) for who in field.contestants.values()} == {id(field.model)}
     assert [name for name, who in field.contestants.items() if not who.pictures] == ["no-image"]
-    assert list(enter(converted, settings(), QUIET).contestants) == ["model", "base"]
+    assert list(enter(converted, settings(), QUIET).contestants) == ["base", "model"]
     assert list(enter(converted, settings(), based_on("none")).contestants) == ["model"]
 
 

@@ -97,7 +97,11 @@ def test_it_says_what_happens_and_where_the_results_are(stages, capsys):
             "next: victorctl finetune 'd d/converted' --out 'd d/model' --recipe demo/quick "
             "--steps 9 --resume",
         ),
-        ("evaluate", "d d/model", "next: victorctl eval 'd d/model' --recipe demo/quick"),
+        (
+            "evaluate",
+            "d d/model",
+            "next: victorctl eval 'd d/model' --out 'd d/eval' --recipe demo/quick",
+        ),
     ],
 )
 def test_ctrl_c_says_how_to_go_on_if_something_was_saved(  # noqa: PLR0913

@@ -108,6 +108,7 @@ def test_explains_each_key_with_type_range_default_and_meaning():
     assert rows["convert.link"]["type"] == "true | false"
     assert rows["data.train"]["type"] == "text, or null"
     assert rows["data.mix"]["type"] == "mapping of text to number > 0, or null"
+    assert rows["eval.benchmarks"]["type"] == "list of text, or null"
 
 
 def test_every_key_has_a_meaning():
