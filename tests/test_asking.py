@@ -128,6 +128,18 @@ def test_a_resumed_evaluation_gives_what_an_uninterrupted_one_gives(run, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["eval", "whole"]
 
 
+def test_an_evaluation_may_go_on_with_another_batch_size(run, generations):
+    whole = run("eval.base_cache=false", name="whole")
+    with stopped_at(3):
+        run("eval.base_cache=false")
+    generations.clear()
+
+    again = run("eval.base_cache=false", "eval.batch_size=7", resume=True)
+
+    assert len(generations) == 2  # one batch of all seven, as three of them are missing
+    assert again[1] == whole[1]
+
+
 def test_ctrl_c_says_how_it_goes_on(run, tmp_path, capsys):
     with stopped_at(1):
         run(quiet=False)

@@ -103,7 +103,9 @@ def _fitting(batch_size: int) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise VictorError(
             f"questions answered at once, {batch_size}, do not fit into the GPU's memory",
-            fix=f"add --batch-size {batch_size // 2}" if batch_size > 1 else "use another GPU",
+            fix=f"add --batch-size {batch_size // 2}, and --resume to keep what was answered"
+            if batch_size > 1
+            else "use another GPU",
         ) from error
 
 

@@ -16,8 +16,8 @@ from victorctl.runtime import versions
 from victorctl.sections import EvalSection
 from victorctl.tasks import Task
 
-WAYS = ("data", "data_dir", "base_cache", "differences", "repeats")
-"""Keys of section `eval` that change no answer."""
+WAYS = ("data", "data_dir", "base_cache", "batch_size", "differences", "repeats")
+"""Keys of section `eval` that change no answer, or by rounding alone."""
 
 
 @dataclass(frozen=True)
