@@ -8,7 +8,15 @@ from victorctl.errors import VictorError
 if TYPE_CHECKING:
     from victorctl.benchmarks.base import Benchmark
 
-BENCHMARKS: dict[str, str] = {}
+BENCHMARKS: dict[str, str] = {
+    "vqav2": "vqav2:VQAv2",
+    "vizwiz": "vizwiz:VizWiz",
+    "textvqa": "textvqa:TextVQA",
+    "gqa": "gqa:GQA",
+    "chartqa": "chartqa:ChartQA",
+    "docvqa": "docvqa:DocVQA",
+    "infovqa": "infovqa:InfoVQA",
+}
 """What a benchmark is called, and its module here and class."""
 
 PAPER = ()
