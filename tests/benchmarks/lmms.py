@@ -5,6 +5,7 @@ what it imports besides and is not here is a stub. All are forgotten again.
 """
 
 import atexit
+import copy
 import functools
 import importlib
 import shutil
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -44,23 +45,70 @@ def task(path: str) -> ModuleType:
         return importlib.import_module(f"{PACKAGE}.{path.replace('/', '.')}")
 
 
+@functools.cache
 def settings(path: str) -> dict[str, Any]:
     """Read a task's YAML, such as "tasks/vqav2/vqav2_val.yaml", over what it includes."""
-    own = yaml.load((folder() / path).read_text(encoding="utf-8"), _Yaml)
+    own = yaml.load(at(path).read_text(encoding="utf-8"), _Yaml)
     if "include" not in own:
         return own
     return settings(f"{path.rpartition('/')[0]}/{own['include']}") | own
 
 
-@functools.cache
-def folder() -> Path:
-    """Find lmms-eval's own folder; a wheel is unpacked for as long as this process lives."""
+def prompt(path: str, row: dict[str, Any]) -> str:
+    """Write the question of a row as a task does for a model that it has no words of its own for."""
+    task_ = settings(path)
+    ours = task_.get("lmms_eval_specific_kwargs", {}).get("default")
+    return function(path, task_["doc_to_text"])(copy.deepcopy(row), ours)
+
+
+def marks(path: str, row: dict[str, Any], answer: str) -> dict[str, float]:
+    """Mark an answer as a task does: by a function of its own, else by each of its metrics.
+
+    Source: lmms-eval 0.7.3, api/task.py, lines 1583-1730.
+    """
+    task_, row, results = settings(path), copy.deepcopy(row), [answer.strip()]
+    if "process_results" in task_:
+        return function(path, task_["process_results"])(row, results)
+    right = row[task_["doc_to_target"]]
+    right = right if isinstance(right, list) else [right]
+    found = {}
+    for own in task_["metric_list"]:
+        how = {
+            key: own[key] for key in own if key not in ("metric", "aggregation", "higher_is_better")
+        }
+        name = own["metric"]
+        measure = {"exact_match": "exact_match_hf_evaluate"}.get(name, name)
+        found |= getattr(task("api/metrics"), measure)(references=right, predictions=results, **how)
+    return found
+
+
+def function(path: str, name: str) -> Callable[..., Any]:
+    """Find what a YAML calls "utils.name"."""
+    file, _, own = name.rpartition(".")
+    return getattr(task(f"{path.rpartition('/')[0]}/{file}"), own)
+
+
+def at(path: str) -> Path:
+    """Find a file or folder; of a wheel, what stands beside it or in it is unpacked before."""
     if (CACHE / PACKAGE).is_dir():
-        return CACHE / PACKAGE
+        return CACHE / PACKAGE / path
+    for folder in (path.rpartition("/")[0], path):
+        _unpack(folder)
+    return _place() / PACKAGE / path
+
+
+@functools.cache
+def _place() -> Path:
     place = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, place, ignore_errors=True)
-    zipfile.ZipFile(WHEEL).extractall(place)
-    return Path(place) / PACKAGE
+    return Path(place)
+
+
+@functools.cache
+def _unpack(folder: str) -> None:
+    with zipfile.ZipFile(WHEEL) as wheel:
+        inside = f"{PACKAGE}/{folder}".rstrip("/")
+        wheel.extractall(_place(), [n for n in wheel.namelist() if n.rpartition("/")[0] == inside])
 
 
 @contextmanager
@@ -86,7 +134,7 @@ class _Finder(MetaPathFinder, Loader):
             return ModuleSpec(name, self, is_package=True)
         if top != PACKAGE:
             return None
-        place = folder().joinpath(*parts)
+        place = at("/".join(parts))
         if (place / "__init__.py").is_file():
             return spec_from_file_location(name, place / "__init__.py")
         if place.is_dir():
