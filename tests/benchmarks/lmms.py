@@ -149,16 +149,22 @@ class _Finder(MetaPathFinder, Loader):
 
 
 class _Stub(ModuleType):
-    """An empty module, in which any name is a decorator that changes nothing."""
+    """An empty module, in which any name is a function or a decorator that does nothing."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _nothing
+        return _Nothing()
 
 
-def _nothing(*_: Any, **__: Any) -> Any:
-    return lambda one=None, *_, **__: one
+class _Nothing:
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return lambda one=None, *_, **__: one
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
 
 
 class _Yaml(yaml.SafeLoader):

@@ -145,10 +145,11 @@ def tar(place: Path, split: str, table: list[Row]) -> None:
     with tarfile.open(place / f"{split}.tar", "w") as archive:
         for number, row in enumerate(table):
             shown = {key: cell for key, cell in row.items() if is_picture(cell)}
-            rest = {key: cell for key, cell in row.items() if key not in shown}
+            rest = {k: cell for k, cell in row.items() if k not in shown and cell is not None}
             _add(archive, f"{number:04}.json", json.dumps(rest).encode())
             for key, cell in shown.items():
-                _add(archive, f"{number:04}.{key}.png", png(int(Path(cell).stem)))
+                for place, one in enumerate(cell if isinstance(cell, list) else [cell]):
+                    _add(archive, f"{number:04}.{key}{place or ''}.png", png(int(Path(one).stem)))
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

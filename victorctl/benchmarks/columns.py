@@ -44,6 +44,12 @@ def joined(row: Mapping[str, Any], name: str) -> str:
     return " + ".join(str(one) for one in several(row, name)) or "all"
 
 
+def identity(row: Mapping[str, Any], *names: str) -> str | None:
+    """Join columns that together tell what a row is about; None where one of them is not there."""
+    cells = [row.get(name) for name in names]
+    return None if None in cells else " ".join(map(str, cells))
+
+
 def _read(row: Mapping[str, Any], name: str, start: str) -> Any:
     value = row.get(name)
     if not (isinstance(value, str) and value.startswith(start)):

@@ -5,7 +5,7 @@ from typing import Any
 
 from victorctl.benchmarks import vqa
 from victorctl.benchmarks.base import IMAGE, Asked, Benchmark, Hub, Number, means, text
-from victorctl.benchmarks.columns import joined, several, words
+from victorctl.benchmarks.columns import identity, joined, several, words
 from victorctl.benchmarks.matching import ANLS, anls_marks
 
 
@@ -35,13 +35,12 @@ class DocVQA(Benchmark):
 
     def ask(self, row: Mapping[str, Any]) -> Asked:
         """See `Benchmark.ask`."""
-        page = (row.get("ucsf_document_id"), row.get("ucsf_document_page_no"))
         return Asked(
             id=words(row, "questionId"),
             parts=(IMAGE, text(words(row, "question") + vqa.SHORT)),
             images=row["image"],
             answers=tuple(str(answer) for answer in several(row, "answers")),
-            unit=None if None in page else page,
+            unit=identity(row, "ucsf_document_id", "ucsf_document_page_no"),
             type=joined(row, "question_types"),
             known={},
         )

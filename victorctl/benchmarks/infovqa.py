@@ -5,7 +5,7 @@ from typing import Any
 
 from victorctl.benchmarks import vqa
 from victorctl.benchmarks.base import IMAGE, Asked, Benchmark, Hub, Number, means, text
-from victorctl.benchmarks.columns import joined, several, words
+from victorctl.benchmarks.columns import identity, joined, several, words
 from victorctl.benchmarks.matching import ANLS, anls_marks
 
 
@@ -39,7 +39,7 @@ class InfoVQA(Benchmark):
             parts=(IMAGE, text(words(row, "question") + vqa.SHORT)),
             images=row["image"],
             answers=tuple(str(answer) for answer in several(row, "answers")),
-            unit=row.get("image_url"),
+            unit=identity(row, "image_url"),
             type=joined(row, "answer_type"),
             known={},
         )

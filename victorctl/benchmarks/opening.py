@@ -107,7 +107,7 @@ def _is_apart(source: Source, opened: Opened) -> bool:
     """
     found, read = source.benchmark, opened.records
     looked = read if isinstance(read, list) else itertools.islice(read, 1)
-    there = {name for record in looked if isinstance(record.value, dict) for name in record.value}
+    there = {name for record in looked for name in _row(record)}
     shown = {*found.shown}
     if TAR in there and not there & shown:
         there |= shown
@@ -153,18 +153,27 @@ def _put(found: Benchmark, number: int, record: Record, pictures: Pictures | Non
     return asked and replace(asked, id=asked.id or str(number))
 
 
-def _columns(record: Record, shown: Sequence[str]) -> dict[str, Any]:
-    """Take a row's columns, and close the pictures in those of them that show some.
+def _row(record: Record) -> dict[str, Any]:
+    """Take a row's columns as they are.
 
     Raises:
-        BadRow: If it is no row, or a picture is not there.
+        BadRow: If it has none.
     """
-    row = record.value
-    if isinstance(row, BadRow):  # it could not even be read
-        raise row
-    if not isinstance(row, dict):
+    if isinstance(record.value, BadRow):  # it could not even be read
+        raise record.value
+    if not isinstance(record.value, dict):
         raise BadRow("form", "not a row", fix="write each row as {...}", place=record.place)
-    if not row.keys() & {*shown}:
+    return record.value
+
+
+def _columns(record: Record, shown: Sequence[str]) -> dict[str, Any]:
+    """Take a row's columns, and close the pictures in those that show some.
+
+    Raises:
+        BadRow: If it has none, or a picture is not there.
+    """
+    row = _row(record)
+    if all(row.get(name) is None for name in shown):
         row = row | dict(zip(shown, formats.listed(row.get(TAR)), strict=False))
     return row | {name: _closed(row.get(name), record) for name in shown}
 

@@ -34,10 +34,10 @@ class Source:
     def fix(self) -> str:
         """Say how to get the data."""
         data, beside = self.benchmark.data, self.benchmark.beside
-        configs = [one.config for one in (data, beside and beside.data) if one and one.config]
-        parts = "".join(f" --include '{config}/*'" for config in configs)
+        needed = (data, beside.data) if beside else (data,)
+        parts = " ".join(f"--include '{_files(one)}'" for one in needed)
         home = Path(self.data_dir or "DIR") / self.name
-        fetch = f"hf download {data.repo} --repo-type dataset{parts} --local-dir {home}"
+        fetch = f"hf download {data.repo} --repo-type dataset {parts} --local-dir {home}"
         return fetch if self.data_dir else f"{fetch}, and add --data-dir DIR"
 
     def open(self, rows: int | None) -> Opened:
@@ -78,6 +78,11 @@ class Source:
             fix = f"put data with the columns {', '.join(self.benchmark.columns)} there"
             raise VictorError(f"{places[0]}: no such folder, and no file of that name", fix=fix)
         return records.open_path(there, Spec(str(there), data.split, None, loose=True), rows)
+
+
+def _files(data: Hub) -> str:
+    """Match the files of a configuration and split as `datasets` names them."""
+    return f"{data.config}/*{data.split}*" if data.config else f"*{data.split}*"
 
 
 def _there(place: Path) -> Path | None:

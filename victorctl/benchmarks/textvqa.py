@@ -5,7 +5,7 @@ from typing import Any
 
 from victorctl.benchmarks import vqa
 from victorctl.benchmarks.base import IMAGE, Asked, Benchmark, Hub, text
-from victorctl.benchmarks.columns import several, words
+from victorctl.benchmarks.columns import identity, several, words
 
 
 class TextVQA(Benchmark):
@@ -41,7 +41,7 @@ class TextVQA(Benchmark):
             parts=(IMAGE, text(words(row, "question").capitalize() + vqa.SHORT)),
             images=row["image"],
             answers=vqa.most_common(answers),
-            unit=row.get("image_id"),
+            unit=identity(row, "image_id"),
             type="all",
             known={"worth": vqa.credit(vqa.numbered(map(vqa.level, answers)))},
         )

@@ -5,7 +5,7 @@ from typing import Any
 
 from victorctl.benchmarks import vqa
 from victorctl.benchmarks.base import IMAGE, Asked, Benchmark, Hub, Number, means, text
-from victorctl.benchmarks.columns import several, words
+from victorctl.benchmarks.columns import identity, several, words
 from victorctl.data.formats import BadRow
 
 
@@ -43,7 +43,7 @@ class VQAv2(Benchmark):
             parts=(IMAGE, text(words(row, "question") + vqa.SHORT)),
             images=row["image"],
             answers=vqa.most_common([answer for answer, _ in given]),
-            unit=row.get("image_id"),
+            unit=identity(row, "image_id"),
             type=str(row.get("answer_type") or "all"),
             known={"worth": vqa.credit(lines), "official": vqa.official(given)},
         )

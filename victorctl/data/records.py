@@ -109,6 +109,8 @@ class Spec(NamedTuple):
             return wanted
         problem = f"no split '{wanted}'" if self.split else "several splits"
         fix = f"use one of: {', '.join(f'{self.name}:{split}' for split in known)}"
+        if self.loose:
+            fix = f"let the names of its files say {self.split}; there: {', '.join(known)}"
         raise VictorError(f"{self.name}: {problem}", fix=fix)
 
 
