@@ -55,7 +55,7 @@ def settings(path: str) -> dict[str, Any]:
 
 
 def prompt(path: str, row: dict[str, Any]) -> str:
-    """Write the question of a row as a task does for a model that it has no words of its own for."""
+    """Write the question of a row as a task does for a model that it has no words for."""
     task_ = settings(path)
     ours = task_.get("lmms_eval_specific_kwargs", {}).get("default")
     return function(path, task_["doc_to_text"])(copy.deepcopy(row), ours)

@@ -214,8 +214,8 @@ def test_questions_in_small_letters_where_lmms_eval_writes_them_so():
     }
 
     assert {name: one.parts[1]["text"] for name, one in said.items()} == {
-        "vizwiz": "What does the sign say?\nWhen the provided information is insufficient, respond with "
-        "'Unanswerable'.\nAnswer the question using a single word or phrase.",
+        "vizwiz": "What does the sign say?\nWhen the provided information is insufficient, respond "
+        "with 'Unanswerable'.\nAnswer the question using a single word or phrase.",
         "textvqa": "What does the sign say?\nAnswer the question using a single word or phrase.",
         "vqav2": "What does the SIGN say?\nAnswer the question using a single word or phrase.",
     }

@@ -185,7 +185,8 @@ def test_what_was_read_is_said(tmp_path, capsys):
 
 def test_opening_needs_no_torch():
     modules = [f"victorctl.benchmarks.{place.partition(':')[0]}" for place in BENCHMARKS.values()]
-    code = f"import sys, victorctl.benchmarks.opening, {', '.join(modules)}; print('torch' in sys.modules)"
+    imported = ", ".join(["sys", "victorctl.benchmarks.opening", *modules])
+    code = f"import {imported}; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert shown.stdout == "False\n"

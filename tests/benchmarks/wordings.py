@@ -4,10 +4,11 @@ import random
 from collections.abc import Callable, Sequence
 
 PIECES = (
-    "cat", "Cat", "the", "a", "An", "none", "two", "10", "3", "1,000", "1,0 00", "2.50", "3.", "50%", "5 %",
-    "$5", "t-shirt", "dont", "don't", "couldnt've", "somebody'd", "yall'd've", "let's", "Smith's", "o'clock", "Im",
-    "U.S.A.", "N/A", "(red)", "blue;", "a/b", "yes!", "Yes", "no", "unanswerable", "hello,world", "what?", "e_mail@x",
-    "ß", "İ", "Ǆ", "é", "ﬁ", "٣", "½", "日本", "…", "'", "-", ".", ",", "?", "%", "<=5", "inf", "nan", "1e3", "-7", "+7", "1_0",
+    "cat", "Cat", "the", "a", "An", "none", "two", "10", "3", "1,000", "1,0 00", "2.50", "3.",
+    "50%", "5 %", "$5", "t-shirt", "dont", "don't", "couldnt've", "somebody'd", "yall'd've",
+    "let's", "Smith's", "o'clock", "Im", "U.S.A.", "N/A", "(red)", "blue;", "a/b", "yes!", "Yes",
+    "no", "unanswerable", "hello,world", "what?", "e_mail@x", "ß", "İ", "Ǆ", "é", "ﬁ", "٣", "½",
+    "日本", "…", "'", "-", ".", ",", "?", "%", "<=5", "inf", "nan", "1e3", "-7", "+7", "1_0",
 )  # fmt: skip
 GLUE = (" ", " ", " ", "  ", "", "\n", "\t", " , ", "-", "/", ". ", "\u00a0")
 

@@ -12,8 +12,8 @@ from victorctl.benchmarks.matching import bare
 class GQA(Benchmark):
     """Ask as lmms-eval's `gqa`.
 
-    Source: Hudson and Manning 2019, arXiv 1902.09506; lmms-eval 0.7.3, tasks/gqa/gqa.yaml, utils.py,
-    and api/metrics.py, lines 188-233.
+    Source: Hudson and Manning 2019, arXiv 1902.09506; lmms-eval 0.7.3, tasks/gqa/gqa.yaml and
+    utils.py; api/metrics.py, lines 188-233; haotian-liu/LLaVA, scripts/convert_gqa_for_eval.py.
     """
 
     title = "GQA (testdev balanced)"
@@ -34,8 +34,8 @@ class GQA(Benchmark):
     }
     meanings = {
         "accuracy": "lmms-eval's `exact_match`: equal but for case and punctuation",
-        "accuracy_official": "equal, as GQA's own code demands, once LLaVA's script has written the "
-        "answer in small letters and left out full stops at its end",
+        "accuracy_official": "equal, as GQA's own code demands, once LLaVA's script has written "
+        "the answer in small letters and left out full stops at its end",
     }
 
     def ask(self, row: Mapping[str, Any]) -> Asked:

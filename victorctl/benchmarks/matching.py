@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 ANLS = {
-    "anls": "lmms-eval's `anls`, as the challenge's own code: lengths count spaces that were levelled "
-    "before, and half alike is enough",
-    "anls_paper": "as defined: lengths are of what is compared, and half alike is not enough",
+    "anls": "lmms-eval's: lengths count spaces that are levelled before texts are compared, and "
+    "half alike is enough",
+    "anls_paper": "as defined: lengths are of what is compared, and half alike is too little",
 }
 """What the two scores of likeness mean."""
 CLOSE = 0.5  # as alike as two texts must be to count at all
