@@ -1,0 +1,116 @@
+"""POPE: is an object in the picture, asked for some that are not."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from victorctl.benchmarks.base import IMAGE, Asked, Benchmark, Hub, Number, ratio, text
+from victorctl.benchmarks.choices import check_answer
+from victorctl.benchmarks.kinds import name_kind, split_kinds, tally_kinds
+
+
+class Pope(Benchmark):
+    """Yes-or-no questions about objects, of which every second one is absent.
+
+    `main` is F1 over all questions. That is what lmms-eval reports for LLaVA, and LLaVA's own table
+    has the mean of the three categories, which differs in the second digit behind the point.
+    The official reading is also given for each category, since LLaVA's script knows no other way.
+
+    Source: lmms-eval 0.7.3, tasks/pope/pope.yaml and utils.py lines 9-84; LLaVA's
+    eval/eval_pope.py (llava-torch 1.2.2.post1, lines 5-62 and 74-80). Liu et al. 2023,
+    arXiv 2310.03744 (the three categories in LLaVA-1.5's tables; not verified). That the data have
+    `category` and `image_source` is not verified.
+    """
+
+    title = "POPE"
+    data = Hub("lmms-lab-encoder/POPE", None, "test")
+    columns: ClassVar = {
+        "question_id": "number of the question within its category",
+        "question": "question",
+        "answer": "yes or no",
+        "image": "picture",
+        "category": "how absent objects were chosen: random, popular or adversarial",
+    }
+    optional: ClassVar = {"image_source": "name of the picture in COCO"}
+    longest = 128
+    main = "f1"
+    meanings: ClassVar = {
+        "f1": "of the answer yes; an answer other than yes and no counts as neither",
+        "yes_ratio": "share of questions whose right answer is yes, as lmms-eval has it",
+        "f1_official": "as LLaVA reads answers: no, if a word of the first sentence is No, not or "
+        "no; else yes",
+        "yes_ratio_official": "share of answers that LLaVA reads as yes",
+        "f1_official_mean": "mean of the three categories, as in LLaVA's table",
+    }
+
+    def ask(self, row: Mapping[str, Any]) -> Asked:
+        """See `Benchmark.ask`; questions about a picture are a unit, whatever their category."""
+        question = f"{row['question'].strip()}\nAnswer the question using a single word or phrase."
+        truth = str(row["answer"]).lower().strip()
+        return Asked(
+            id=f"{row['category']}-{row['question_id']}",
+            parts=(IMAGE, text(question)),
+            images=row["image"],
+            answers=(check_answer(truth, ("yes", "no")),),
+            unit=row.get("image_source"),
+            type=row["category"],
+            known={},
+        )
+
+    def mark(self, answer: str, asked: Asked) -> dict[str, float]:
+        """See `Benchmark.mark`."""
+        (truth,) = asked.answers
+        said = {"": answer.lower().strip(), "_official": _read_as_llava(answer)}
+        marks = {"right": float(said[""] == truth), "yes": float(truth == "yes")}
+        for reading, word in said.items():
+            marks[f"tp{reading}"] = float((word, truth) == ("yes", "yes"))
+            marks[f"fp{reading}"] = float((word, truth) == ("yes", "no"))
+            marks[f"fn{reading}"] = float((word, truth) == ("no", "yes"))
+            marks[f"tn{reading}"] = float((word, truth) == ("no", "no"))
+        return marks
+
+    def tally(
+        self, marks: Sequence[Mapping[str, float]], asked: Sequence[Asked]
+    ) -> dict[str, float]:
+        """See `Benchmark.tally`."""
+        return tally_kinds(super().tally, marks, asked, lambda one: (one.type,))
+
+    def sum_up(self, sums: Mapping[str, Number]) -> dict[str, Number]:
+        """See `Benchmark.sum_up`."""
+        kinds = split_kinds(sums)
+        scores = {**_rates(sums, ""), "yes_ratio": ratio(sums["yes"], sums["questions"])}
+        scores |= {name_kind("f1", kind): _rates(those, "")["f1"] for kind, those in kinds.items()}
+
+        official = {kind: _rates(those, "_official") for kind, those in kinds.items()}
+        said_yes = sums["tp_official"] + sums["fp_official"]
+        scores |= {f"{name}_official": rate for name, rate in _rates(sums, "_official").items()}
+        scores["yes_ratio_official"] = ratio(said_yes, sums["questions"])
+        scores |= {name_kind("f1_official", kind): rates["f1"] for kind, rates in official.items()}
+        scores["f1_official_mean"] = ratio(
+            sum(rates["f1"] for rates in official.values()), len(official)
+        )
+        return scores
+
+
+def _read_as_llava(answer: str) -> str:
+    words = answer.split(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "not", "no"} & set(words) else "yes"
+
+
+def _rates(sums: Mapping[str, Number], reading: str) -> dict[str, Number]:
+    """Compute accuracy, precision, recall and F1 of yes; 0 where nothing was called yes."""
+    right, false_yes, false_no, rejected = (
+        sums[name + reading] for name in ("tp", "fp", "fn", "tn")
+    )
+    parts = {
+        "accuracy": (right + rejected, sums["questions"]),
+        "precision": (right, right + false_yes),
+        "recall": (right, right + false_no),
+        "f1": (2 * right, 2 * right + false_yes + false_no),
+    }
+    none = sums["questions"]  # divides zero, unless there are no questions at all
+    return {
+        name: ratio(part, np.where(np.equal(whole, 0), none, whole))
+        for name, (part, whole) in parts.items()
+    }

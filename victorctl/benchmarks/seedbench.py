@@ -1,0 +1,68 @@
+"""SEED-Bench, its questions about pictures."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from victorctl.benchmarks.base import IMAGE, Asked, Benchmark, Hub, text
+from victorctl.benchmarks.choices import DIRECTLY, check_answer, letter_options
+
+TYPES = {
+    "1": "Scene Understanding",
+    "2": "Instance Identity",
+    "3": "Instance Attributes",
+    "4": "Instance Location",
+    "5": "Instances Counting",
+    "6": "Spatial Relation",
+    "7": "Instance Interaction",
+    "8": "Visual Reasoning",
+    "9": "Text Understanding",
+}
+
+
+class SeedBench(Benchmark):
+    """Questions with four options, of nine types; those about videos are left out.
+
+    The score is lmms-eval's `seed_image`. Only the first character of an answer counts, so a limit
+    of 16 tokens, where lmms-eval sets none, changes no mark.
+
+    Source: lmms-eval 0.7.3, tasks/seedbench/seedbench.yaml and utils.py lines 8-34. The names of
+    the types, and that the data have `data_id` and `question_type_id`, is not verified.
+    """
+
+    title = "SEED-Bench, images"
+    data = Hub("lmms-lab-encoder/SEED-Bench", None, "test")
+    columns: ClassVar = {
+        "question_id": "name of the question",
+        "question": "question",
+        "choice_a": "option A",
+        "choice_b": "option B",
+        "choice_c": "option C",
+        "choice_d": "option D",
+        "answer": "letter of the right option",
+        "image": "the picture, or a video's frames",
+        "data_type": "image or video",
+    }
+    optional: ClassVar = {
+        "data_id": "name of the picture",
+        "question_type_id": "number of the type of question",
+    }
+
+    def ask(self, row: Mapping[str, Any]) -> Asked | None:
+        """See `Benchmark.ask`; questions about the same picture are a unit."""
+        if row["data_type"] != "image":
+            return None
+        options = letter_options([row[f"choice_{letter}"] for letter in "abcd"])
+        return Asked(
+            id=str(row["question_id"]),
+            parts=(*[IMAGE] * len(row["image"]), text(f"{row['question']}\n{options}{DIRECTLY}")),
+            images=row["image"],
+            answers=(check_answer(row["answer"], tuple("ABCD")),),
+            unit=row.get("data_id"),
+            type=TYPES.get(str(row.get("question_type_id")), "all"),
+            known={},
+        )
+
+    def mark(self, answer: str, asked: Asked) -> dict[str, float]:
+        """See `Benchmark.mark`."""
+        (truth,) = asked.answers
+        return {"right": float(answer[:1].lower() == truth.lower())}
