@@ -16,6 +16,14 @@ BENCHMARKS: dict[str, str] = {
     "chartqa": "chartqa:ChartQA",
     "docvqa": "docvqa:DocVQA",
     "infovqa": "infovqa:InfoVQA",
+    "pope": "pope:Pope",
+    "mme": "mme:Mme",
+    "scienceqa": "scienceqa:ScienceQa",
+    "mmbench": "mmbench:MmBench",
+    "mmbench-circular": "mmbench_circular:MmBenchCircular",
+    "seedbench": "seedbench:SeedBench",
+    "ai2d": "ai2d:Ai2d",
+    "mmmu": "mmmu:Mmmu",
 }
 """What a benchmark is called, and its module here and class."""
 
