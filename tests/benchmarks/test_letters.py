@@ -175,8 +175,10 @@ def test_a_right_answer_is_one_of_the_options(ask, row, said):
         ("I take A or C) or", "C"),  # a bracket,
         ("I take C or xAx", "C"),  # a space,
         ("IxAxCx", "C"),  # and anything
-        ("I take (A), or (C) or", "C"),  # the last of equals
+        ("I take (A), or (C) or", "C"),  # the last of equals,
+        ("I take (A), or (C), no, (A) or", "A"),  # at its last place
         ("Bad", "B"),
+        ("Bad, it is C", "C"),  # the first character of a word is no letter
         ("E", None),
         ("b", None),
         ("", None),

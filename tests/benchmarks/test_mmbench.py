@@ -57,7 +57,8 @@ def test_an_answer_must_be_one_of_the_options():
         ("It is A dog", 1),  # A is an article among four words, and only "dog" is inside
         ("A dog there", 0),  # but not among three
         ("A furry one, B.", 1),
-        ("E", 0),  # a letter without an option
+        ("E", 0),
+        ("E dog", 0),  # a letter, though no option has it
         ("b", 0),
         ("a Dog", 1),
         ("a dog, no cat", 0),  # two options inside, and no letter

@@ -60,13 +60,14 @@ def test_options_are_a_list_written_in_python(options):
         ("B.", "B"),
         ("(B)", "B"),
         ("'B'!", "B"),
-        ("A B", "B"),  # the last of those with spaces around
+        ("A B", "B"),  # the last of those with spaces around,
+        ("A B A", "A"),  # at its last place
         ("(C) or (B) not A ", "B"),  # brackets are surer
         ("BA ", "A"),  # a letter and a space, whatever is before
-        ("xB xA y", "A"),  # neither has spaces around: the first in the alphabet
+        ("xA xB y", "A"),  # neither has spaces around: the first in the alphabet
         ("A.x B.x", "A"),  # so it is, too, with points
         ("It must be seven cats, no doubt", "B"),
-        ("It is seven cats", None),  # too short for that
+        ("It is seven cats here", None),  # too short for that
         ("I am sure it is $8, not $6", "A"),  # of several, the last
         ("seven", None),
         ("b", None),
@@ -99,6 +100,9 @@ def test_an_answer_that_names_none_is_drawn_by_the_question_s_id():
         ("24", "24.0", 1),
         ("24", "The answer is 24 apples", 1),
         ("24", "240", 0),
+        ("1000", "It costs 1,000 euros", 1),
+        ("1", "It costs 1,000 euros", 0),
+        ("1500", "It weighs 1.5e3 kg", 1),
         ("1,000", "It costs 1000 dollars", 1),
         ("1000", "1,000", 1),
         ("0.5", "50%", 0),
@@ -115,7 +119,10 @@ def test_an_answer_that_names_none_is_drawn_by_the_question_s_id():
         ("black cat", "cat", 0),
         ("cat", "the cat is here", 0),  # only behind "is"
         ("x", "max", 0),  # a letter has a space beside it
+        ("cat", "so cat is dog", 0),  # the shortest end of a line
+        ("cat", "it is cat, it is dog", 0),  # behind the last of a word
         ("x", "it is x", 1),
+        ("x", "x.", 1),
         ("x", "a x b", 1),
         ("cat", "the answer is: \nfinal cat", 1),
         ("", "", 1),
