@@ -2,13 +2,13 @@
 
 import pytest
 
-from tests.benchmarks.rows import mmbench_row
+from tests.benchmarks.choice_rows import mmbench_row
 from tests.benchmarks.scoring import right, scores
-from victorctl.benchmarks.mmbench import MmBench
-from victorctl.benchmarks.mmbench_circular import MmBenchCircular
+from victorctl.benchmarks.mmbench import MMBench
+from victorctl.benchmarks.mmbench_circular import MMBenchCircular
 from victorctl.data.formats import BadRow
 
-ONCE, CIRCULAR = MmBench(), MmBenchCircular()
+ONCE, CIRCULAR = MMBench(), MMBenchCircular()
 OCR = ("ocr", "finegrained_perception (instance-level)")
 STYLE = ("image_style", "coarse_perception")
 
@@ -25,7 +25,7 @@ def test_the_question_lists_the_options_that_there_are():
 
 @pytest.mark.parametrize(
     ("hint", "begins"),
-    [("A zoo.", "A zoo. Which"), ("nan", "Which"), (None, "Which"), ("", " Which")],
+    [("A zoo.", "A zoo. Which"), ("nan", "Which"), (None, "Which"), ("", "Which")],
 )
 def test_a_hint_comes_first(hint, begins):
     question = ONCE.ask(mmbench_row(hint=hint)).parts[1]["text"]

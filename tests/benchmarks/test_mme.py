@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from tests.benchmarks.rows import mme_row
+from tests.benchmarks.choice_rows import mme_row
 from tests.benchmarks.scoring import right, scores, unit_sums
-from victorctl.benchmarks.mme import COGNITION, PERCEPTION, Mme
+from victorctl.benchmarks.mme import COGNITION, MME, PERCEPTION
 from victorctl.data.formats import BadRow
 
-MME = Mme()
+mme = MME()
 
 
 def pair(yes: str, no: str, **where):
@@ -17,17 +17,21 @@ def pair(yes: str, no: str, **where):
 
 
 def test_the_data_s_own_request_gives_way_to_the_usual_one():
-    asked = MME.ask(mme_row())
+    asked = mme.ask(mme_row())
 
     assert asked.parts[1]["text"] == (
         "Is there a dog in it?\nAnswer the question using a single word or phrase."
     )
-    assert (asked.answers, asked.type, asked.images) == (("yes",), "existence", ("0020.png",))
+    assert (asked.answers, asked.type, asked.images) == (
+        ("yes",),
+        "existence",
+        ("picture of image",),
+    )
 
 
 def test_the_questions_about_a_picture_are_a_unit_with_two_names():
-    yes, no = (MME.ask(row) for row, _ in pair("", ""))
-    other = MME.ask(mme_row(category="count"))
+    yes, no = (mme.ask(row) for row, _ in pair("", ""))
+    other = mme.ask(mme_row(category="count"))
 
     assert yes.unit == no.unit
     assert yes.id != no.id
@@ -35,9 +39,9 @@ def test_the_questions_about_a_picture_are_a_unit_with_two_names():
 
 
 def test_a_right_answer_is_yes_or_no():
-    assert MME.ask(mme_row() | {"answer": "No."}).answers == ("no",)
-    with pytest.raises(BadRow, match="the answer is 'none', and none of yes, no"):
-        MME.ask(mme_row() | {"answer": None})
+    assert mme.ask(mme_row() | {"answer": "No."}).answers == ("no",)
+    with pytest.raises(BadRow, match="the answer is 'maybe', and none of yes, no"):
+        mme.ask(mme_row() | {"answer": "Maybe"})
 
 
 @pytest.mark.parametrize(
@@ -62,8 +66,8 @@ def test_a_right_answer_is_yes_or_no():
     ],
 )
 def test_answers_are_read_from_their_first_four_characters(answer, means):
-    assert right(MME, mme_row("Yes"), answer) == (means == "yes")
-    assert right(MME, mme_row("No"), answer) == (means == "no")
+    assert right(mme, mme_row("Yes"), answer) == (means == "yes")
+    assert right(mme, mme_row("No"), answer) == (means == "no")
 
 
 def test_a_category_has_points_for_questions_and_for_pictures():
@@ -75,7 +79,7 @@ def test_a_category_has_points_for_questions_and_for_pictures():
         (mme_row("Yes", picture="c"), "yes"),  # its other question was not asked
     ]
 
-    found = scores(MME, answered)
+    found = scores(mme, answered)
 
     # existence: 3 of 4 questions, 1 of 2 pictures; with the lone question 4/5 and 1/3 or 2/3
     assert found["accuracy/existence"] == 3 / 4
@@ -88,19 +92,19 @@ def test_a_category_has_points_for_questions_and_for_pictures():
 
 def test_all_right_is_2000_points_of_perception_and_800_of_cognition():
     kinds = (*PERCEPTION, *COGNITION)
-    found = scores(MME, [one for kind in kinds for one in pair("Yes", "No", category=kind)])
+    found = scores(mme, [one for kind in kinds for one in pair("Yes", "No", category=kind)])
 
     assert len(kinds) == 14
-    assert found[MME.main] == MME.highest == 2000
+    assert found[mme.main] == mme.highest == 2000
     assert found["cognition"] == 800
 
 
 def test_draws_without_a_category_have_the_points_of_the_others():
     answered = [*pair("yes", "no"), *pair("yes", "yes", category="count")]
-    names, units = unit_sums(MME, answered)
+    names, units = unit_sums(mme, answered)
     draws = np.array([[1, 1], [2, 0], [0, 2], [0, 0]])
 
-    found = MME.sum_up(dict(zip(names, (draws @ units).T, strict=True)))
+    found = mme.sum_up(dict(zip(names, (draws @ units).T, strict=True)))
 
     assert found["perception"].tolist()[:3] == [250, 200, 50]
     assert np.isnan(found["perception"][3])

@@ -4,12 +4,12 @@ import random
 
 import pytest
 
-from tests.benchmarks.rows import mmmu_row
+from tests.benchmarks.choice_rows import mmmu_row
 from tests.benchmarks.scoring import right, scores
-from victorctl.benchmarks.mmmu import DOMAINS, Mmmu
+from victorctl.benchmarks.mmmu import DOMAINS, MMMU
 from victorctl.data.formats import BadRow
 
-MMMU = Mmmu()
+mmmu = MMMU()
 
 
 def open_row(answer, **other):
@@ -17,7 +17,7 @@ def open_row(answer, **other):
 
 
 def test_a_question_keeps_the_names_of_its_pictures_which_come_first():
-    asked = MMMU.ask(mmmu_row(question="From <image 2> to <image 1>, and <image 2>?"))
+    asked = mmmu.ask(mmmu_row(question="From <image 2> to <image 1>, and <image 2>?"))
 
     assert [part["type"] for part in asked.parts] == ["image", "image", "text"]
     assert asked.images == ("picture 1", "picture 2")
@@ -29,13 +29,13 @@ def test_a_question_keeps_the_names_of_its_pictures_which_come_first():
 
 
 def test_pictures_named_in_options_are_shown_and_those_named_nowhere_are_not():
-    asked = MMMU.ask(mmmu_row(question="Which one?", options="['<image 3>', '<image 1>']"))
+    asked = mmmu.ask(mmmu_row(question="Which one?", options="['<image 3>', '<image 1>']"))
 
     assert asked.images == ("picture 1", "picture 3")
 
 
 def test_an_open_question_asks_for_a_word():
-    asked = MMMU.ask(open_row("24"))
+    asked = mmmu.ask(open_row("24"))
 
     assert asked.parts[-1]["text"] == (
         "What follows from <image 1>?\n\nAnswer the question using a single word or phrase."
@@ -44,13 +44,13 @@ def test_an_open_question_asks_for_a_word():
 
 
 def test_the_subject_is_in_the_id():
-    assert MMMU.ask(mmmu_row(name="validation_Art_Theory_12")).type == "Art_Theory"
+    assert mmmu.ask(mmmu_row(name="validation_Art_Theory_12")).type == "Art_Theory"
 
 
-@pytest.mark.parametrize("options", ["A, B", "[", None])
+@pytest.mark.parametrize("options", ["A, B", "[", "7"])
 def test_options_are_a_list_written_in_python(options):
     with pytest.raises(BadRow, match="its options are no list"):
-        MMMU.ask(mmmu_row(options=options))
+        mmmu.ask(mmmu_row(options=options))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_options_are_a_list_written_in_python(options):
 def test_answers_name_an_option_by_letter_and_only_in_long_ones_by_words(answer, letter):
     options = "ABCD" if letter is None else letter
     named = [
-        one for one in options if MMMU.mark(answer, MMMU.ask(mmmu_row(one)))["right_unguessed"]
+        one for one in options if mmmu.mark(answer, mmmu.ask(mmmu_row(one)))["right_unguessed"]
     ]
 
     assert named == ([] if letter is None else [letter])
@@ -88,8 +88,8 @@ def test_an_answer_that_names_none_is_drawn_by_the_question_s_id():
     rows = [mmmu_row(name=name) for name in names]
     drawn = [random.Random(name).choice("ABCD") == "B" for name in names]
 
-    assert [right(MMMU, row, "none") for row in rows] == drawn
-    assert [right(MMMU, row, "?") for row in reversed(rows)] == drawn[::-1]
+    assert [right(mmmu, row, "none") for row in rows] == drawn
+    assert [right(mmmu, row, "?") for row in reversed(rows)] == drawn[::-1]
     assert 80 <= sum(drawn) <= 120  # a quarter, with four standard deviations of 8.7 / 2
 
 
@@ -125,17 +125,16 @@ def test_an_answer_that_names_none_is_drawn_by_the_question_s_id():
         ("x", "x.", 1),
         ("x", "a x b", 1),
         ("cat", "the answer is: \nfinal cat", 1),
-        ("", "", 1),
     ],
 )
 def test_open_answers_hold_the_right_one_as_words_or_as_a_number(truth, answer, expected):
-    assert right(MMMU, open_row(truth), answer) == expected
+    assert right(mmmu, open_row(truth), answer) == expected
 
 
 def test_an_open_question_may_have_several_answers():
-    assert right(MMMU, open_row(["24", "two dozen"]), "two dozen") == 1
-    assert right(MMMU, open_row(["24", "two dozen"]), "24") == 1
-    assert right(MMMU, open_row(["24", "two dozen"]), "25") == 0
+    assert right(mmmu, open_row(["24", "two dozen"]), "two dozen") == 1
+    assert right(mmmu, open_row(["24", "two dozen"]), "24") == 1
+    assert right(mmmu, open_row(["24", "two dozen"]), "25") == 0
 
 
 def test_scores_of_subjects_and_of_their_domains():
@@ -151,7 +150,7 @@ def test_scores_of_subjects_and_of_their_domains():
         (open_row("24", name="validation_Math_1"), "25"),
     ]
 
-    found = scores(MMMU, answered)
+    found = scores(mmmu, answered)
 
     # 2 of 4 with the guess, 1 of 4 without; Business: 2 of 3, not the mean of 1/2 and 1
     assert found == {

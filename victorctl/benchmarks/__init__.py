@@ -16,14 +16,14 @@ BENCHMARKS: dict[str, str] = {
     "chartqa": "chartqa:ChartQA",
     "docvqa": "docvqa:DocVQA",
     "infovqa": "infovqa:InfoVQA",
-    "pope": "pope:Pope",
-    "mme": "mme:Mme",
-    "scienceqa": "scienceqa:ScienceQa",
-    "mmbench": "mmbench:MmBench",
-    "mmbench-circular": "mmbench_circular:MmBenchCircular",
-    "seedbench": "seedbench:SeedBench",
-    "ai2d": "ai2d:Ai2d",
-    "mmmu": "mmmu:Mmmu",
+    "pope": "pope:POPE",
+    "mme": "mme:MME",
+    "scienceqa": "scienceqa:ScienceQA",
+    "mmbench": "mmbench:MMBench",
+    "mmbench-circular": "mmbench_circular:MMBenchCircular",
+    "seedbench": "seedbench:SEEDBench",
+    "ai2d": "ai2d:AI2D",
+    "mmmu": "mmmu:MMMU",
 }
 """What a benchmark is called, and its module here and class."""
 

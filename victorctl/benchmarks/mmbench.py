@@ -1,10 +1,11 @@
 """MMBench-EN dev: multiple choice in twenty abilities, each question asked once."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from victorctl.benchmarks.base import IMAGE, Asked, Benchmark, Hub, Number, text
 from victorctl.benchmarks.choices import DIRECTLY, check_answer, find_letter
+from victorctl.benchmarks.columns import words
 from victorctl.benchmarks.kinds import kind_accuracies, tally_kinds
 
 ROUND = 10**6
@@ -14,7 +15,7 @@ FORMS = ("{}", "{}.", "{},", "{}:", "{})", "{}).", "({})", "({}).")
 FORMS += (":{}", ":{},", ":{}.", ":{})", ":{}).")
 
 
-class MmBench(Benchmark):
+class MMBench(Benchmark):
     """Questions with up to four options, each in the order of options that comes first.
 
     What an answer means is read from its words alone: no language model is asked. Where lmms-eval
@@ -25,9 +26,9 @@ class MmBench(Benchmark):
     mmbench_evals.py lines 20-28, 79-127, 206-249 and 275-314.
     """
 
-    title = "MMBench-EN dev"
+    title = "MMBench-EN (dev)"
     data = Hub("lmms-lab-encoder/MMBench", "en", "dev")
-    columns: ClassVar = {
+    columns = {
         "index": "number of the question, and a million for each rotation of its options",
         "question": "question",
         "hint": 'what is told before it; "nan" where nothing is',
@@ -44,37 +45,39 @@ class MmBench(Benchmark):
 
     def ask(self, row: Mapping[str, Any]) -> Asked | None:
         """See `Benchmark.ask`; rotated options are none of these questions."""
-        return put(row) if int(row["index"]) < ROUND else None
+        asked = put(row)
+        return None if asked.known["rotated"] else asked
 
     def mark(self, answer: str, asked: Asked) -> dict[str, float]:
-        """See `Benchmark.mark`."""
+        """See `Scorer.mark`."""
         return {"right": float(_read(answer, asked.known["options"]) in asked.answers)}
 
     def tally(
         self, marks: Sequence[Mapping[str, float]], asked: Sequence[Asked]
     ) -> dict[str, float]:
-        """See `Benchmark.tally`."""
+        """See `Scorer.tally`."""
         return tally_kinds(super().tally, marks, asked, abilities)
 
     def sum_up(self, sums: Mapping[str, Number]) -> dict[str, Number]:
-        """See `Benchmark.sum_up`."""
+        """See `Scorer.sum_up`."""
         return {**super().sum_up(sums), **kind_accuracies(sums)}
 
 
 def put(row: Mapping[str, Any]) -> Asked:
     """Put the question of any row, rotated or not; those about the same question are a unit."""
-    options = {letter: row[letter] for letter in "ABCD" if row[letter] is not None}
-    shown = "".join(f"\n{letter}. {option}" for letter, option in options.items() if _says(option))
-    hint = f"{row['hint']} " if row["hint"] not in (None, "nan") else ""
-    index, group = int(row["index"]), row["L2-category"]
-    question = f"{hint}{row['question']} There are several options:{shown}\n{DIRECTLY}"
+    options = {letter: words(row, letter) for letter in "ABCD" if row[letter] not in (None, "")}
+    shown = [f"{letter}. {option}" for letter, option in options.items() if option != "nan"]
+    hint = [] if row["hint"] in (None, "", "nan") else [words(row, "hint")]
+    before = " ".join([*hint, words(row, "question"), "There are several options:"])
+    question = "\n".join([before, *shown, DIRECTLY])
+    index, group = int(words(row, "index")), words(row, "L2-category")
     return Asked(
         id=str(index),
         parts=(IMAGE, text(question)),
         images=row["image"],
         answers=(check_answer(row["answer"], options),),
         unit=index % ROUND,
-        type=row["category"],
+        type=words(row, "category"),
         known={"options": options, "group": group, "rotated": index >= ROUND},
     )
 
@@ -82,10 +85,6 @@ def put(row: Mapping[str, Any]) -> Asked:
 def abilities(asked: Asked) -> tuple[str, str]:
     """Name a question's ability, and the group of it."""
     return asked.type, asked.known["group"]
-
-
-def _says(option: str) -> bool:
-    return option not in ("", "nan")
 
 
 def _read(answer: str, options: Mapping[str, str]) -> str | None:
@@ -102,10 +101,10 @@ def _read_letter(answer: str) -> str | None:
 
     In an answer of four or more words a bare A is an article.
     """
-    words = answer.split()
-    article = "A" in words and len(words) > 3
+    parts = answer.split()
+    article = "A" in parts and len(parts) > 3
     for form in FORMS[article:]:
-        found = [letter for letter in "ABCDE" if form.format(letter) in words]
+        found = [letter for letter in "ABCDE" if form.format(letter) in parts]
         if len(found) == 1:
             return found[0]
     return None

@@ -1,13 +1,15 @@
 """MME: two questions about each picture, one to be answered yes and one no."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from victorctl.benchmarks.base import IMAGE, Asked, Benchmark, Hub, Number, ratio, text
 from victorctl.benchmarks.choices import check_answer
+from victorctl.benchmarks.columns import words
 from victorctl.benchmarks.kinds import name_kind, split_kinds, tally_kinds
+from victorctl.benchmarks.vqa import SHORT
 
 PERCEPTION = (
     "existence",
@@ -31,7 +33,7 @@ THEIRS = " Please answer yes or no."
 """What questions of the data end in, and are not asked with."""
 
 
-class Mme(Benchmark):
+class MME(Benchmark):
     """Yes-or-no questions in 14 categories; a category has up to 200 points.
 
     A category's points are its accuracy over questions and its accuracy over pictures, where a
@@ -46,7 +48,7 @@ class Mme(Benchmark):
 
     title = "MME"
     data = Hub("lmms-lab-encoder/MME", None, "test")
-    columns: ClassVar = {
+    columns = {
         "question_id": "name of the picture, within its category",
         "question": "question",
         "answer": "Yes or No",
@@ -55,7 +57,7 @@ class Mme(Benchmark):
     }
     main = "perception"
     highest = 2000.0
-    meanings: ClassVar = {
+    meanings = {
         "perception": "points of ten categories, of 2,000",
         "cognition": "points of the other four, of 800",
         "points/...": "points of a category, of 200: the sum of the two accuracies in per cent",
@@ -65,31 +67,31 @@ class Mme(Benchmark):
 
     def ask(self, row: Mapping[str, Any]) -> Asked:
         """See `Benchmark.ask`; the two questions about a picture are a unit."""
-        question = row["question"].strip()
-        truth = str(row["answer"]).lower().strip().replace(".", "")
-        short = question.replace(THEIRS, "")
+        picture, category = words(row, "question_id"), words(row, "category")
+        question = words(row, "question").strip()
+        truth = words(row, "answer").lower().strip().replace(".", "")
         return Asked(
-            id=f"{row['question_id']}: {question}",
-            parts=(IMAGE, text(f"{short}\nAnswer the question using a single word or phrase.")),
+            id=f"{picture}: {question}",
+            parts=(IMAGE, text(question.replace(THEIRS, "") + SHORT)),
             images=row["image"],
             answers=(check_answer(truth, ("yes", "no")),),
-            unit=(row["category"], row["question_id"]),
-            type=row["category"],
+            unit=(category, picture),
+            type=category,
             known={},
         )
 
     def mark(self, answer: str, asked: Asked) -> dict[str, float]:
-        """See `Benchmark.mark`."""
+        """See `Scorer.mark`."""
         return {"right": float(_read(answer) in asked.answers)}
 
     def tally(
         self, marks: Sequence[Mapping[str, float]], asked: Sequence[Asked]
     ) -> dict[str, float]:
-        """See `Benchmark.tally`."""
+        """See `Scorer.tally`."""
         return tally_kinds(_tally_picture, marks, asked, lambda one: (one.type,))
 
     def sum_up(self, sums: Mapping[str, Number]) -> dict[str, Number]:
-        """See `Benchmark.sum_up`."""
+        """See `Scorer.sum_up`."""
         kinds = split_kinds(sums)
         scores = {
             "perception": _add_points(kinds, PERCEPTION),
@@ -104,10 +106,10 @@ class Mme(Benchmark):
 
 def _read(answer: str) -> str:
     """Read yes or no out of an answer's first four characters; "other" where neither is there."""
-    words = answer.lower().strip().replace(".", "")
-    if words in ("y", "n"):
-        return {"y": "yes", "n": "no"}[words]
-    return next((word for word in ("yes", "no") if word in words[:4]), "other")
+    said = answer.lower().strip().replace(".", "")
+    if said in ("y", "n"):
+        return {"y": "yes", "n": "no"}[said]
+    return next((word for word in ("yes", "no") if word in said[:4]), "other")
 
 
 def _tally_picture(

@@ -4,12 +4,14 @@ import ast
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from victorctl.benchmarks.base import IMAGE, Asked, Benchmark, Hub, Number, ratio, text
 from victorctl.benchmarks.choices import DIRECTLY, LETTERS, letter_options
+from victorctl.benchmarks.columns import words
 from victorctl.benchmarks.kinds import kind_accuracies, tally_kinds
-from victorctl.data.formats import BadRow
+from victorctl.benchmarks.vqa import SHORT
+from victorctl.data.formats import BadRow, listed
 
 DOMAINS = {
     "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
@@ -44,7 +46,7 @@ NUMBERS = (
 """With commas, with an exponent, and plain."""
 
 
-class Mmmu(Benchmark):
+class MMMU(Benchmark):
     """Questions of 30 subjects in 6 domains.
 
     A question names its pictures in its text ("<image 1>"). The names stay there, and all pictures
@@ -58,9 +60,9 @@ class Mmmu(Benchmark):
     models/simple/llava.py lines 341-350 (pictures before the text).
     """
 
-    title = "MMMU val"
+    title = "MMMU (val)"
     data = Hub("lmms-lab-encoder/MMMU", None, "validation")
-    columns: ClassVar = {
+    columns = {
         "id": "name of the question, with its subject",
         "question": "question, with the names of its pictures",
         "options": "options, as a list written in Python",
@@ -68,35 +70,35 @@ class Mmmu(Benchmark):
         "question_type": "multiple-choice or open",
         "image_1": "first picture",
     }
-    optional: ClassVar = {f"image_{place}": "further picture" for place in range(2, 8)}
+    optional = {f"image_{place}": "further picture" for place in range(2, 8)}
     shown = tuple(f"image_{place}" for place in range(1, 8))
     longest = 128
-    meanings: ClassVar = {
+    meanings = {
         "accuracy": "an answer that names no option counts as one drawn by chance",
         "accuracy_unguessed": "an answer that names no option is wrong",
     }
 
     def ask(self, row: Mapping[str, Any]) -> Asked:
         """See `Benchmark.ask`."""
-        question, answers = row["question"], row["answer"]
-        options, end = None, "\nAnswer the question using a single word or phrase."
-        if row["question_type"] == "multiple-choice":
-            options, end = _options(row["options"]), DIRECTLY
+        question, name = words(row, "question"), words(row, "id")
+        options, end = None, SHORT
+        if words(row, "question_type") == "multiple-choice":
+            options, end = _options(words(row, "options")), DIRECTLY
             question = f"{question}\n{letter_options([*options.values()])}"
         named = sorted(set(re.findall(r"<(image \d+)>", question)))
-        images = [one for name in named for one in row.get(name.replace(" ", "_"), ())]
+        images = [image for place in named for image in row.get(place.replace(" ", "_"), ())]
         return Asked(
-            id=row["id"],
+            id=name,
             parts=(*[IMAGE] * len(images), text(f"{question}\n{end}")),
             images=tuple(images),
-            answers=(answers,) if isinstance(answers, str) else tuple(answers or ()),
+            answers=tuple(map(str, listed(row["answer"]))),
             unit=None,
-            type=row["id"].partition("_")[2].rpartition("_")[0],
+            type=name.partition("_")[2].rpartition("_")[0],
             known={"options": options},
         )
 
     def mark(self, answer: str, asked: Asked) -> dict[str, float]:
-        """See `Benchmark.mark`."""
+        """See `Scorer.mark`."""
         options = asked.known["options"]
         if options is None:
             right = _is_right(answer, asked.answers)
@@ -111,11 +113,11 @@ class Mmmu(Benchmark):
     def tally(
         self, marks: Sequence[Mapping[str, float]], asked: Sequence[Asked]
     ) -> dict[str, float]:
-        """See `Benchmark.tally`."""
+        """See `Scorer.tally`."""
         return tally_kinds(super().tally, marks, asked, _kinds)
 
     def sum_up(self, sums: Mapping[str, Number]) -> dict[str, Number]:
-        """See `Benchmark.sum_up`."""
+        """See `Scorer.sum_up`."""
         unguessed = ratio(sums["right_unguessed"], sums["questions"])
         return {
             **super().sum_up(sums),
@@ -124,12 +126,12 @@ class Mmmu(Benchmark):
         }
 
 
-def _options(words: str) -> dict[str, str]:
+def _options(written: str) -> dict[str, str]:
     """Read a list written in Python, by letter."""
     try:
-        return dict(zip(LETTERS, ast.literal_eval(words), strict=False))
+        return dict(zip(LETTERS, map(str, ast.literal_eval(written)), strict=False))
     except (ValueError, SyntaxError, TypeError) as error:
-        problem = f"its options are no list: {words!r:.80}"
+        problem = f"its options are no list: {written!r:.80}"
         raise BadRow("form", problem, fix="write them as ['first', 'second']") from error
 
 
@@ -167,10 +169,10 @@ def _last(answer: str, places: Mapping[str, str]) -> str | None:
 def _is_right(answer: str, accepted: Sequence[str]) -> bool:
     """Tell whether an open answer holds one of those accepted, as words or as a number."""
     wanted = {form for one in accepted for form in _normalise(one)}
-    words = [one for one in wanted if isinstance(one, str)]
+    texts = [one for one in wanted if isinstance(one, str)]
     said = {form for one in _candidates(answer) for form in _normalise(one)}
     return any(
-        any(word in one for word in words) if isinstance(one, str) else one in wanted
+        one in wanted if isinstance(one, float) else any(right in one for right in texts)
         for one in said
     )
 
@@ -196,14 +198,14 @@ def _end(line: str, keys: Sequence[str]) -> str:
     return shortest
 
 
-def _normalise(words: str) -> list[str | float]:
-    """Make a number of words that are one, to two decimals; else lower their case.
+def _normalise(said: str) -> list[str | float]:
+    """Make a number of what is one, to two decimals; else lower its case.
 
     A single letter gets a space before or after it, so that it is not found in every word.
     """
-    words = words.strip()
+    said = said.strip()
     try:
-        return [round(float(words.replace(",", "")), 2)]
+        return [round(float(said.replace(",", "")), 2)]
     except ValueError:
-        words = words.lower()
-    return [f" {words}", f"{words} "] if len(words) == 1 else [words]
+        said = said.lower()
+    return [f" {said}", f"{said} "] if len(said) == 1 else [said]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from victorctl.benchmarks import benchmark
 from victorctl.benchmarks.base import IMAGE, Asked, Benchmark, Beside
+from victorctl.benchmarks.columns import several
 from victorctl.benchmarks.sources import Source
 from victorctl.data import formats, records
 from victorctl.data.formats import BadRow
@@ -185,7 +186,7 @@ def _closed(value: Any, record: Record) -> tuple[Picture, ...]:
         BadRow: If it holds something else, or a file is not there.
     """
     try:
-        files = formats.pictures({TAR: value})
+        files = formats.pictures({TAR: several({TAR: value}, TAR)})
     except BadRow as error:
         raise error.at(record.place) from None
     images = tuple(record.folder / file if isinstance(file, str) else file for file in files)

@@ -1,16 +1,18 @@
 """POPE: is an object in the picture, asked for some that are not."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from victorctl.benchmarks.base import IMAGE, Asked, Benchmark, Hub, Number, ratio, text
 from victorctl.benchmarks.choices import check_answer
+from victorctl.benchmarks.columns import words
 from victorctl.benchmarks.kinds import name_kind, split_kinds, tally_kinds
+from victorctl.benchmarks.vqa import SHORT
 
 
-class Pope(Benchmark):
+class POPE(Benchmark):
     """Yes-or-no questions about objects, of which every second one is absent.
 
     `main` is F1 over all questions. That is what lmms-eval reports for LLaVA, and LLaVA's own table
@@ -23,19 +25,19 @@ class Pope(Benchmark):
     `category` and `image_source` is not verified.
     """
 
-    title = "POPE"
+    title = "POPE (test)"
     data = Hub("lmms-lab-encoder/POPE", None, "test")
-    columns: ClassVar = {
+    columns = {
         "question_id": "number of the question within its category",
         "question": "question",
         "answer": "yes or no",
         "image": "picture",
         "category": "how absent objects were chosen: random, popular or adversarial",
     }
-    optional: ClassVar = {"image_source": "name of the picture in COCO"}
+    optional = {"image_source": "name of the picture in COCO"}
     longest = 128
     main = "f1"
-    meanings: ClassVar = {
+    meanings = {
         "f1": "of the answer yes; an answer other than yes and no counts as neither",
         "yes_ratio": "share of questions whose right answer is yes, as lmms-eval has it",
         "f1_official": "as LLaVA reads answers: no, if a word of the first sentence is No, not or "
@@ -46,20 +48,19 @@ class Pope(Benchmark):
 
     def ask(self, row: Mapping[str, Any]) -> Asked:
         """See `Benchmark.ask`; questions about a picture are a unit, whatever their category."""
-        question = f"{row['question'].strip()}\nAnswer the question using a single word or phrase."
-        truth = str(row["answer"]).lower().strip()
+        truth = words(row, "answer").lower().strip()
         return Asked(
-            id=f"{row['category']}-{row['question_id']}",
-            parts=(IMAGE, text(question)),
+            id=f"{words(row, 'category')}-{words(row, 'question_id')}",
+            parts=(IMAGE, text(words(row, "question").strip() + SHORT)),
             images=row["image"],
             answers=(check_answer(truth, ("yes", "no")),),
             unit=row.get("image_source"),
-            type=row["category"],
+            type=words(row, "category"),
             known={},
         )
 
     def mark(self, answer: str, asked: Asked) -> dict[str, float]:
-        """See `Benchmark.mark`."""
+        """See `Scorer.mark`."""
         (truth,) = asked.answers
         said = {"": answer.lower().strip(), "_official": _read_as_llava(answer)}
         marks = {"right": float(said[""] == truth), "yes": float(truth == "yes")}
@@ -73,11 +74,11 @@ class Pope(Benchmark):
     def tally(
         self, marks: Sequence[Mapping[str, float]], asked: Sequence[Asked]
     ) -> dict[str, float]:
-        """See `Benchmark.tally`."""
+        """See `Scorer.tally`."""
         return tally_kinds(super().tally, marks, asked, lambda one: (one.type,))
 
     def sum_up(self, sums: Mapping[str, Number]) -> dict[str, Number]:
-        """See `Benchmark.sum_up`."""
+        """See `Scorer.sum_up`."""
         kinds = split_kinds(sums)
         scores = {**_rates(sums, ""), "yes_ratio": ratio(sums["yes"], sums["questions"])}
         scores |= {name_kind("f1", kind): _rates(those, "")["f1"] for kind, those in kinds.items()}

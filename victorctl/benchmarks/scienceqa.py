@@ -2,15 +2,16 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from victorctl.benchmarks.base import IMAGE, Asked, Benchmark, Hub, Number, ratio, text
 from victorctl.benchmarks.choices import DIRECTLY, letter_options, name_option
+from victorctl.benchmarks.columns import several, words
 
 OFFICIAL = "ABCDE"
 
 
-class ScienceQa(Benchmark):
+class ScienceQA(Benchmark):
     """Questions from science lessons of grades 1 to 12.
 
     Source: lmms-eval 0.7.3, tasks/scienceqa/scienceqa_img.yaml and utils.py lines 1-44; LLaVA's
@@ -18,17 +19,17 @@ class ScienceQa(Benchmark):
     `subject` is not verified.
     """
 
-    title = "ScienceQA-IMG"
+    title = "ScienceQA-IMG (test)"
     data = Hub("lmms-lab-encoder/ScienceQA", "ScienceQA-IMG", "test")
-    columns: ClassVar = {
+    columns = {
         "question": "question",
         "hint": "what is told before it; may be empty",
         "choices": "options",
         "answer": "place of the right option, from 0",
         "image": "picture",
     }
-    optional: ClassVar = {"subject": "natural, social or language science"}
-    meanings: ClassVar = {
+    optional = {"subject": "natural, social or language science"}
+    meanings = {
         "accuracy": "the answer is the letter, in any case, or begins with it and a point",
         "accuracy_official": "as LLaVA reads answers: a capital letter alone, before a point and a "
         "space, or in the one place that says The answer is",
@@ -38,20 +39,21 @@ class ScienceQa(Benchmark):
         """See `Benchmark.ask`; a question without a picture is none of these."""
         if not row["image"]:
             return None
-        hint = f"Context: {row['hint']}\n" if row["hint"] else ""
-        question = f"{hint}{row['question']}\n{letter_options(row['choices'])}{DIRECTLY}"
+        options = several(row, "choices")
+        hint = f"Context: {words(row, 'hint')}\n" if row["hint"] else ""
+        question = f"{hint}{words(row, 'question')}\n{letter_options(options)}{DIRECTLY}"
         return Asked(
             id="",
             parts=(IMAGE, text(question)),
             images=row["image"],
-            answers=(name_option(row["answer"], row["choices"]),),
+            answers=(name_option(row["answer"], options),),
             unit=None,
-            type=row.get("subject", "all"),
+            type=row.get("subject") or "all",
             known={},
         )
 
     def mark(self, answer: str, asked: Asked) -> dict[str, float]:
-        """See `Benchmark.mark`."""
+        """See `Scorer.mark`."""
         (truth,) = asked.answers
         starts = answer[:1].isupper() and answer[1:2] == "." and answer[0].lower() == truth.lower()
         official = _read_as_llava(answer)
@@ -61,7 +63,7 @@ class ScienceQa(Benchmark):
         }
 
     def sum_up(self, sums: Mapping[str, Number]) -> dict[str, Number]:
-        """See `Benchmark.sum_up`."""
+        """See `Scorer.sum_up`."""
         official = ratio(sums["right_official"], sums["questions"])
         return {**super().sum_up(sums), "accuracy_official": official}
 

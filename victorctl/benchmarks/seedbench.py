@@ -1,10 +1,11 @@
 """SEED-Bench, its questions about pictures."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from victorctl.benchmarks.base import IMAGE, Asked, Benchmark, Hub, text
 from victorctl.benchmarks.choices import DIRECTLY, check_answer, letter_options
+from victorctl.benchmarks.columns import words
 
 TYPES = {
     "1": "Scene Understanding",
@@ -19,7 +20,7 @@ TYPES = {
 }
 
 
-class SeedBench(Benchmark):
+class SEEDBench(Benchmark):
     """Questions with four options, of nine types; those about videos are left out.
 
     The score is lmms-eval's `seed_image`. Only the first character of an answer counts, so a limit
@@ -29,9 +30,9 @@ class SeedBench(Benchmark):
     the types, and that the data have `data_id` and `question_type_id`, is not verified.
     """
 
-    title = "SEED-Bench, images"
+    title = "SEED-Bench (images)"
     data = Hub("lmms-lab-encoder/SEED-Bench", None, "test")
-    columns: ClassVar = {
+    columns = {
         "question_id": "name of the question",
         "question": "question",
         "choice_a": "option A",
@@ -42,7 +43,7 @@ class SeedBench(Benchmark):
         "image": "the picture, or a video's frames",
         "data_type": "image or video",
     }
-    optional: ClassVar = {
+    optional = {
         "data_id": "name of the picture",
         "question_type_id": "number of the type of question",
     }
@@ -51,10 +52,11 @@ class SeedBench(Benchmark):
         """See `Benchmark.ask`; questions about the same picture are a unit."""
         if row["data_type"] != "image":
             return None
-        options = letter_options([row[f"choice_{letter}"] for letter in "abcd"])
+        options = letter_options([words(row, f"choice_{letter}") for letter in "abcd"])
+        question = f"{words(row, 'question')}\n{options}{DIRECTLY}"
         return Asked(
-            id=str(row["question_id"]),
-            parts=(*[IMAGE] * len(row["image"]), text(f"{row['question']}\n{options}{DIRECTLY}")),
+            id=words(row, "question_id"),
+            parts=(*[IMAGE] * len(row["image"]), text(question)),
             images=row["image"],
             answers=(check_answer(row["answer"], tuple("ABCD")),),
             unit=row.get("data_id"),
@@ -63,6 +65,6 @@ class SeedBench(Benchmark):
         )
 
     def mark(self, answer: str, asked: Asked) -> dict[str, float]:
-        """See `Benchmark.mark`."""
+        """See `Scorer.mark`."""
         (truth,) = asked.answers
         return {"right": float(answer[:1].lower() == truth.lower())}
