@@ -15,9 +15,8 @@ from victorctl.benchmarks.vqa import SHORT
 class POPE(Benchmark):
     """Yes-or-no questions about objects, of which every second one is absent.
 
-    `main` is F1 over all questions. That is what lmms-eval reports for LLaVA, and LLaVA's own table
-    has the mean of the three categories, which differs in the second digit behind the point.
-    The official reading is also given for each category, since LLaVA's script knows no other way.
+    `main` is F1, since that is what tables of LLaVA have: lmms-eval's over all questions, and
+    LLaVA's the mean of the three categories, each scored by itself (`f1_official_mean`).
 
     Source: lmms-eval 0.7.3, tasks/pope/pope.yaml and utils.py lines 9-84; LLaVA's
     eval/eval_pope.py (llava-torch 1.2.2.post1, lines 5-62 and 74-80). Liu et al. 2023,
@@ -54,7 +53,7 @@ class POPE(Benchmark):
             parts=(IMAGE, text(words(row, "question").strip() + SHORT)),
             images=row["image"],
             answers=(check_answer(truth, ("yes", "no")),),
-            unit=row.get("image_source"),
+            unit=row.get("image_source") or None,
             type=words(row, "category"),
             known={},
         )
@@ -95,8 +94,8 @@ class POPE(Benchmark):
 
 
 def _read_as_llava(answer: str) -> str:
-    words = answer.split(".")[0].replace(",", "").split(" ")
-    return "no" if {"No", "not", "no"} & set(words) else "yes"
+    sentence = answer.split(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "not", "no"} & set(sentence) else "yes"
 
 
 def _rates(sums: Mapping[str, Number], reading: str) -> dict[str, Number]:

@@ -59,7 +59,7 @@ class SEEDBench(Benchmark):
             parts=(*[IMAGE] * len(row["image"]), text(question)),
             images=row["image"],
             answers=(check_answer(row["answer"], tuple("ABCD")),),
-            unit=row.get("data_id"),
+            unit=row.get("data_id") or None,
             type=TYPES.get(str(row.get("question_type_id")), "all"),
             known={},
         )
