@@ -5,30 +5,36 @@ from typing import Any
 
 import numpy as np
 
-from victorctl.benchmarks.base import Asked, Benchmark
+from victorctl.benchmarks.base import Asked, Benchmark, Number
 
 Answered = Sequence[tuple[Mapping[str, Any], str]]
 """Rows of the data, and what was answered."""
 
 
 def scores(benchmark: Benchmark, answered: Answered) -> dict[str, float]:
-    """Score answers."""
-    names, units = unit_sums(benchmark, answered)
-    found = benchmark.sum_up(dict(zip(names, units.sum(axis=0), strict=True)))
-    return {name: float(score) for name, score in found.items()}
+    """Score answers to those rows that are questions."""
+    asked = [(benchmark.ask(row), answer) for row, answer in answered]
+    names, units = tally(benchmark, [(one, answer) for one, answer in asked if one is not None])
+    found = score(benchmark, names, units.sum(axis=0))
+    return {name: float(value) for name, value in found.items()}
 
 
-def unit_sums(benchmark: Benchmark, answered: Answered) -> tuple[list[str], np.ndarray]:
+def tally(
+    benchmark: Benchmark, answered: Sequence[tuple[Asked, str]]
+) -> tuple[list[str], np.ndarray]:
     """Tally each unit: names of the sums, and their values [units, sums]."""
-    units: dict[Any, list[tuple[dict[str, float], Asked]]] = {}
-    for number, (row, answer) in enumerate(answered):
-        asked = benchmark.ask(row)
-        if asked is not None:
-            unit = number if asked.unit is None else asked.unit
-            units.setdefault(unit, []).append((benchmark.mark(answer, asked), asked))
+    units: dict[Any, list[tuple[Mapping[str, float], Asked]]] = {}
+    for number, (one, answer) in enumerate(answered):
+        unit = number if one.unit is None else one.unit
+        units.setdefault(unit, []).append((benchmark.mark(answer, one), one))
     tallies = [benchmark.tally(*zip(*those, strict=True)) for those in units.values()]
-    names = list(dict.fromkeys(name for tally in tallies for name in tally))
-    return names, np.array([[tally.get(name, 0.0) for name in names] for tally in tallies])
+    names = list(dict.fromkeys(name for each in tallies for name in each))
+    return names, np.array([[each.get(name, 0.0) for name in names] for each in tallies])
+
+
+def score(benchmark: Benchmark, names: Sequence[str], sums: np.ndarray) -> dict[str, Number]:
+    """Turn sums [..., sums] into scores."""
+    return benchmark.sum_up(dict(zip(names, sums.T, strict=True)))
 
 
 def right(benchmark: Benchmark, row: Mapping[str, Any], answer: str) -> float:

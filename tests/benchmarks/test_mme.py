@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.benchmarks.choice_rows import mme_row
-from tests.benchmarks.scoring import right, scores, unit_sums
+from tests.benchmarks.scoring import right, score, scores, tally
 from victorctl.benchmarks.mme import COGNITION, MME, PERCEPTION
 from victorctl.data.formats import BadRow
 
@@ -101,10 +101,10 @@ def test_all_right_is_2000_points_of_perception_and_800_of_cognition():
 
 def test_draws_without_a_category_have_the_points_of_the_others():
     answered = [*pair("yes", "no"), *pair("yes", "yes", category="count")]
-    names, units = unit_sums(mme, answered)
+    names, units = tally(mme, [(mme.ask(row), answer) for row, answer in answered])
     draws = np.array([[1, 1], [2, 0], [0, 2], [0, 0]])
 
-    found = mme.sum_up(dict(zip(names, (draws @ units).T, strict=True)))
+    found = score(mme, names, draws @ units)
 
     assert found["perception"].tolist()[:3] == [250, 200, 50]
     assert np.isnan(found["perception"][3])

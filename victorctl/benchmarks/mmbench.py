@@ -42,6 +42,7 @@ class MMBench(Benchmark):
         "L2-category": "one of 6 groups of abilities",
     }
     longest = 1024
+    meanings = {"accuracy/...": "of one ability, or of a group of them"}
 
     def ask(self, row: Mapping[str, Any]) -> Asked | None:
         """See `Benchmark.ask`; rotated options are none of these questions."""

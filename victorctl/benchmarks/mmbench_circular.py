@@ -17,7 +17,10 @@ class MMBenchCircular(MMBench):
     """
 
     title = "MMBench-EN (dev, circular)"
-    meanings = {"accuracy": "share of questions answered right in every order of their options"}
+    meanings = {
+        "accuracy": "share of questions that are answered right in every order of their options",
+        **MMBench.meanings,
+    }
 
     def ask(self, row: Mapping[str, Any]) -> Asked:
         """See `Benchmark.ask`."""

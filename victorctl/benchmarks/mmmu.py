@@ -76,6 +76,7 @@ class MMMU(Benchmark):
     meanings = {
         "accuracy": "an answer that names no option counts as one drawn by chance",
         "accuracy_unguessed": "an answer that names no option is wrong",
+        "accuracy/...": "of one subject, or of all questions of a domain",
     }
 
     def ask(self, row: Mapping[str, Any]) -> Asked:

@@ -38,6 +38,7 @@ class POPE(Benchmark):
     main = "f1"
     meanings = {
         "f1": "of the answer yes; an answer other than yes and no counts as neither",
+        "f1/...": "of one category",
         "yes_ratio": "share of questions whose right answer is yes, as lmms-eval has it",
         "f1_official": "as LLaVA reads answers: no, if a word of the first sentence is No, not or "
         "no; else yes",
