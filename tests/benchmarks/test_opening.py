@@ -13,6 +13,7 @@ from tests.tiny import tiny_picture
 from victorctl.benchmarks import BENCHMARKS
 from victorctl.benchmarks.opening import open_benchmark
 from victorctl.benchmarks.vqav2 import VQAv2
+from victorctl.data.formats import listed
 from victorctl.data.rows import open_picture
 
 TEXTS = ("jsonl", "json", "csv")
@@ -50,7 +51,7 @@ def asks_the_same(name, form, data_dir):
         told = replace(direct, id=direct.id or str(number), unit=unit)
         assert replace(one, images=()) == replace(told, images=())
         if "image" in row or "imageId" in row:
-            assert seeds(one) == [row.get("image") or pictures[row["imageId"]]]
+            assert seeds(one) == listed(row.get("image") or pictures[row["imageId"]])
     assert len({*ids(found)}) == len(found.asked)
 
 

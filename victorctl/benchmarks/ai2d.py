@@ -16,7 +16,8 @@ class AI2D(Benchmark):
     Right is the letter, in any case and with any punctuation, or an answer that begins with the
     letter and a point; what follows such a letter does not matter.
 
-    Source: lmms-eval 0.7.3, tasks/ai2d/ai2d.yaml and utils.py lines 6-79.
+    Source: Kembhavi et al. 2016, arXiv 1603.07396; lmms-eval 0.7.3, tasks/ai2d/ai2d.yaml and
+    utils.py, lines 6-79.
     """
 
     title = "AI2D (test)"

@@ -79,7 +79,8 @@ class Scorer(ABC):
     highest: ClassVar[float] = 1.0
     """Value of `main` where all is right."""
     meanings: ClassVar[Mapping[str, str]] = {}
-    """What scores mean that their names do not say; of two definitions, whose each is."""
+    """What scores mean that their names do not say; of two definitions, whose each is. A name that
+    ends in "/..." is that of the scores of all kinds of questions."""
 
     @abstractmethod
     def mark(self, answer: str, asked: Asked) -> dict[str, float]:

@@ -22,8 +22,9 @@ class MMBench(Benchmark):
     would ask one, its static aggregation looks for a letter in any form, and so does this.
     Its score for the same rows, those below 1,000,000, is this one.
 
-    Source: lmms-eval 0.7.3, tasks/mmbench/mmbench_en_dev_static.yaml, en_utils.py lines 50-106 and
-    mmbench_evals.py lines 20-28, 79-127, 206-249 and 275-314.
+    Source: Liu et al. 2023, arXiv 2307.06281; lmms-eval 0.7.3,
+    tasks/mmbench/mmbench_en_dev_static.yaml, en_utils.py, lines 50-106, and mmbench_evals.py, lines
+    20-28, 79-127, 206-249 and 275-314.
     """
 
     title = "MMBench-EN (dev)"

@@ -13,7 +13,8 @@ class MMBenchCircular(MMBench):
     This is how MMBench itself is scored, and what lmms-eval's static aggregation gives for the
     whole split. A question counts only if it was asked with its options in their first order.
 
-    Source: as `MMBench`; Liu et al. 2023, arXiv 2307.06281 (CircularEval; not verified).
+    Source: Liu et al. 2023, arXiv 2307.06281 (CircularEval; not verified); lmms-eval 0.7.3, as for
+    `MMBench`.
     """
 
     title = "MMBench-EN (dev, circular)"

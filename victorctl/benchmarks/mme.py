@@ -42,8 +42,8 @@ class MME(Benchmark):
     left out: lmms-eval stops there. A sum has the categories that were asked, so a part of the data
     gives fewer points.
 
-    Source: lmms-eval 0.7.3, tasks/mme/mme.yaml and utils.py lines 8-122. Fu et al. 2023,
-    arXiv 2306.13394 (the two accuracies; not verified).
+    Source: Fu et al. 2023, arXiv 2306.13394; lmms-eval 0.7.3, tasks/mme/mme.yaml and utils.py,
+    lines 8-122.
     """
 
     title = "MME"

@@ -55,9 +55,9 @@ class MMMU(Benchmark):
     Where an answer names no option, lmms-eval draws one. Here the draw depends on the question's id
     alone, so neither the order of questions nor the model changes it.
 
-    Source: lmms-eval 0.7.3, tasks/mmmu/mmmu_val.yaml, _default_template_yaml, utils.py lines 68-97,
-    172-178, 193-206 and 230-555, and tasks/_task_utils/mmmu_mcq_utils.py lines 7-65;
-    models/simple/llava.py lines 341-350 (pictures before the text).
+    Source: Yue et al. 2023, arXiv 2311.16502; lmms-eval 0.7.3, tasks/mmmu/mmmu_val.yaml,
+    _default_template_yaml, and utils.py, lines 68-97, 172-178, 193-206 and 230-555;
+    tasks/_task_utils/mmmu_mcq_utils.py, lines 7-65; models/simple/llava.py, lines 349-357.
     """
 
     title = "MMMU (val)"

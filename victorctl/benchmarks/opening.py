@@ -186,7 +186,8 @@ def _closed(value: Any, record: Record) -> tuple[Picture, ...]:
         BadRow: If it holds something else, or a file is not there.
     """
     try:
-        files = formats.pictures({TAR: several({TAR: value}, TAR)})
+        written = isinstance(value, str)
+        files = formats.pictures({TAR: several({TAR: value}, TAR) if written else value})
     except BadRow as error:
         raise error.at(record.place) from None
     images = tuple(record.folder / file if isinstance(file, str) else file for file in files)

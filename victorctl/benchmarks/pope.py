@@ -18,8 +18,8 @@ class POPE(Benchmark):
     `main` is F1, since that is what tables of LLaVA have: lmms-eval's over all questions, and
     LLaVA's the mean of the three categories, each scored by itself (`f1_official_mean`).
 
-    Source: lmms-eval 0.7.3, tasks/pope/pope.yaml and utils.py lines 9-84; LLaVA's
-    eval/eval_pope.py (llava-torch 1.2.2.post1, lines 5-62 and 74-80). Liu et al. 2023,
+    Source: Li et al. 2023, arXiv 2305.10355; lmms-eval 0.7.3, tasks/pope/pope.yaml and utils.py,
+    lines 9-84; LLaVA, eval/eval_pope.py (llava-torch 1.2.2.post1), lines 5-80; Liu et al. 2023,
     arXiv 2310.03744 (the three categories in LLaVA-1.5's tables; not verified). That the data have
     `category` and `image_source` is not verified.
     """
@@ -37,13 +37,20 @@ class POPE(Benchmark):
     longest = 128
     main = "f1"
     meanings = {
-        "f1": "of the answer yes; an answer other than yes and no counts as neither",
+        "accuracy": "an answer other than yes and no is wrong, and in what follows neither",
+        "precision": "share of the answers yes that are right",
+        "recall": "share of the questions to be answered yes that are, of those with yes or no",
+        "f1": "harmonic mean of precision and recall",
         "f1/...": "of one category",
-        "yes_ratio": "share of questions whose right answer is yes, as lmms-eval has it",
-        "f1_official": "as LLaVA reads answers: no, if a word of the first sentence is No, not or "
-        "no; else yes",
-        "yes_ratio_official": "share of answers that LLaVA reads as yes",
-        "f1_official_mean": "mean of the three categories, as in LLaVA's table",
+        "yes_ratio": "share of questions whose right answer is yes: lmms-eval's, whatever was said",
+        "accuracy_official": "as LLaVA reads answers, like all that follow: no, if a word of the "
+        "first sentence is No, not or no; else yes",
+        "precision_official": "likewise",
+        "recall_official": "likewise",
+        "f1_official": "likewise, over all questions",
+        "f1_official/...": "likewise, of one category",
+        "f1_official_mean": "mean of the three categories, as in LLaVA's tables",
+        "yes_ratio_official": "share of answers that are read as yes",
     }
 
     def ask(self, row: Mapping[str, Any]) -> Asked:

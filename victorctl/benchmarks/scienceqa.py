@@ -14,9 +14,9 @@ OFFICIAL = "ABCDE"
 class ScienceQA(Benchmark):
     """Questions from science lessons of grades 1 to 12.
 
-    Source: lmms-eval 0.7.3, tasks/scienceqa/scienceqa_img.yaml and utils.py lines 1-44; LLaVA's
-    eval/eval_science_qa.py (llava-torch 1.2.2.post1, lines 28-36 and 65-77). That the data have
-    `subject` is not verified.
+    Source: Lu et al. 2022, arXiv 2209.09513; lmms-eval 0.7.3, tasks/scienceqa/scienceqa_img.yaml
+    and utils.py, lines 1-44; LLaVA, eval/eval_science_qa.py (llava-torch 1.2.2.post1), lines 28-36
+    and 65-77. That the data have `subject` is not verified.
     """
 
     title = "ScienceQA-IMG (test)"

@@ -26,8 +26,9 @@ class SEEDBench(Benchmark):
     The score is lmms-eval's `seed_image`. Only the first character of an answer counts, so a limit
     of 16 tokens, where lmms-eval sets none, changes no mark.
 
-    Source: lmms-eval 0.7.3, tasks/seedbench/seedbench.yaml and utils.py lines 8-34. The names of
-    the types, and that the data have `data_id` and `question_type_id`, is not verified.
+    Source: Li et al. 2023, arXiv 2307.16125; lmms-eval 0.7.3, tasks/seedbench/seedbench.yaml and
+    utils.py, lines 8-34. The names of the types, and that the data have `data_id` and
+    `question_type_id`, are not verified.
     """
 
     title = "SEED-Bench (images)"
