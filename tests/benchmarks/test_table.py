@@ -70,8 +70,9 @@ def test_right_answers_are_right_and_every_score_is_explained(name):
     scores = found.sum_up(add(tallies))
 
     assert scores[found.main] == pytest.approx(found.highest)
-    assert {*found.meanings} <= {*scores}
-    assert {*scores} - {found.main} <= {*found.meanings}
+    names = {re.sub("/.*", "/...", score) for score in scores}  # those of all kinds alike
+    assert {*found.meanings} <= names
+    assert names - {found.main} <= {*found.meanings}
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -27,7 +27,18 @@ BENCHMARKS: dict[str, str] = {
 }
 """What a benchmark is called, and its module here and class."""
 
-PAPER = ()
+PAPER = (
+    "vqav2",
+    "gqa",
+    "scienceqa",
+    "textvqa",
+    "vizwiz",
+    "pope",
+    "mme",
+    "mmbench-circular",
+    "seedbench",
+    "mmmu",
+)
 """Those of the twelve that the paper averages (Wen et al. 2024) whose answers need no judge."""
 
 

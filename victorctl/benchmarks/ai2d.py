@@ -23,7 +23,7 @@ class AI2D(Benchmark):
     title = "AI2D (test)"
     data = Hub("lmms-lab-encoder/ai2d", None, "test")
     columns = {
-        "question": "question",
+        "question": "what is asked",
         "options": "options",
         "answer": "place of the right option, from 0",
         "image": "diagram",

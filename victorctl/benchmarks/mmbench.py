@@ -30,8 +30,8 @@ class MMBench(Benchmark):
     title = "MMBench-EN (dev)"
     data = Hub("lmms-lab-encoder/MMBench", "en", "dev")
     columns = {
-        "index": "number of the question, and a million for each rotation of its options",
-        "question": "question",
+        "index": "its number, and a million for each rotation of its options",
+        "question": "what is asked",
         "hint": 'what is told before it; "nan" where nothing is',
         "A": "option",
         "B": "option",

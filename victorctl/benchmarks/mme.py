@@ -50,7 +50,7 @@ class MME(Benchmark):
     data = Hub("lmms-lab-encoder/MME", None, "test")
     columns = {
         "question_id": "name of the picture, within its category",
-        "question": "question",
+        "question": "what is asked",
         "answer": "Yes or No",
         "image": "picture",
         "category": "one of 14",

@@ -63,8 +63,8 @@ class MMMU(Benchmark):
     title = "MMMU (val)"
     data = Hub("lmms-lab-encoder/MMMU", None, "validation")
     columns = {
-        "id": "name of the question, with its subject",
-        "question": "question, with the names of its pictures",
+        "id": "its name, with its subject",
+        "question": "what is asked, with the names of its pictures",
         "options": "options, as a list written in Python",
         "answer": "letter of the right option, or the answer to an open question",
         "question_type": "multiple-choice or open",

@@ -27,8 +27,8 @@ class POPE(Benchmark):
     title = "POPE (test)"
     data = Hub("lmms-lab-encoder/POPE", None, "test")
     columns = {
-        "question_id": "number of the question within its category",
-        "question": "question",
+        "question_id": "its number within its category",
+        "question": "what is asked",
         "answer": "yes or no",
         "image": "picture",
         "category": "how absent objects were chosen: random, popular or adversarial",

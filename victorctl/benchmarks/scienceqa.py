@@ -22,7 +22,7 @@ class ScienceQA(Benchmark):
     title = "ScienceQA-IMG (test)"
     data = Hub("lmms-lab-encoder/ScienceQA", "ScienceQA-IMG", "test")
     columns = {
-        "question": "question",
+        "question": "what is asked",
         "hint": "what is told before it; may be empty",
         "choices": "options",
         "answer": "place of the right option, from 0",

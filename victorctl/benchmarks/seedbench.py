@@ -23,8 +23,8 @@ TYPES = {
 class SEEDBench(Benchmark):
     """Questions with four options, of nine types; those about videos are left out.
 
-    The score is lmms-eval's `seed_image`. Only the first character of an answer counts, so a limit
-    of 16 tokens, where lmms-eval sets none, changes no mark.
+    The score is lmms-eval's `seed_image`. Only the first character of an answer counts, so the
+    limit of 32 tokens, where lmms-eval sets none, changes no mark.
 
     Source: Li et al. 2023, arXiv 2307.16125; lmms-eval 0.7.3, tasks/seedbench/seedbench.yaml and
     utils.py, lines 8-34. The names of the types, and that the data have `data_id` and
@@ -33,9 +33,10 @@ class SEEDBench(Benchmark):
 
     title = "SEED-Bench (images)"
     data = Hub("lmms-lab-encoder/SEED-Bench", None, "test")
+    longest = 32
     columns = {
-        "question_id": "name of the question",
-        "question": "question",
+        "question_id": "its name",
+        "question": "what is asked",
         "choice_a": "option A",
         "choice_b": "option B",
         "choice_c": "option C",
