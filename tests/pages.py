@@ -8,7 +8,7 @@ from typing import get_args
 
 from typer.models import ArgumentInfo
 
-from tests import estimate_pages
+from tests import benchmark_pages, estimate_pages
 from tests.result_pages import (
     DOCS,
     converting,
@@ -67,6 +67,7 @@ def blocks() -> dict[Path, str]:
     if file_of("bench-train").exists():
         shown = join(shown, training_steps(stored("bench-train")["runs"]))
     pages[DOCS / "results.md"] = join(shown, converting(stored("converting")))
+    pages[DOCS / "benchmarks.md"] = benchmark_pages.block(table)
     pages[DOCS / "estimate.md"] = estimate_pages.block(table, file_of("estimate"))
     if file_of("smol-victor").exists():
         real = {"victor": stored("smol-victor")}

@@ -24,6 +24,7 @@ ORDER = [
     {"recipe"},
     {"checkpoint", "families", "cost", "recipes", "runtime", "hub"},
     {"data", "report"},
+    {"benchmarks"},
     {"licence", "release", "card"},
     STAGES,
     {"demo"},

@@ -8,10 +8,37 @@ from victorctl.errors import VictorError
 if TYPE_CHECKING:
     from victorctl.benchmarks.base import Benchmark
 
-BENCHMARKS: dict[str, str] = {}
+BENCHMARKS: dict[str, str] = {
+    "vqav2": "vqav2:VQAv2",
+    "vizwiz": "vizwiz:VizWiz",
+    "textvqa": "textvqa:TextVQA",
+    "gqa": "gqa:GQA",
+    "chartqa": "chartqa:ChartQA",
+    "docvqa": "docvqa:DocVQA",
+    "infovqa": "infovqa:InfoVQA",
+    "pope": "pope:POPE",
+    "mme": "mme:MME",
+    "scienceqa": "scienceqa:ScienceQA",
+    "mmbench": "mmbench:MMBench",
+    "mmbench-circular": "mmbench_circular:MMBenchCircular",
+    "seedbench": "seedbench:SEEDBench",
+    "ai2d": "ai2d:AI2D",
+    "mmmu": "mmmu:MMMU",
+}
 """What a benchmark is called, and its module here and class."""
 
-PAPER = ()
+PAPER = (
+    "vqav2",
+    "gqa",
+    "scienceqa",
+    "textvqa",
+    "vizwiz",
+    "pope",
+    "mme",
+    "mmbench-circular",
+    "seedbench",
+    "mmmu",
+)
 """Those of the twelve that the paper averages (Wen et al. 2024) whose answers need no judge."""
 
 

@@ -24,17 +24,35 @@ class Hub(NamedTuple):
     split: str
 
 
+class Beside(NamedTuple):
+    """Pictures that are stored apart from the questions about them.
+
+    Args:
+        data: Where they are.
+        key: Column of the questions that names a picture.
+        id: Column of the pictures with their names.
+        image: Column of the pictures themselves, which the questions get, too.
+    """
+
+    data: Hub
+    key: str
+    id: str
+    image: str
+
+
 @dataclass(frozen=True)
 class Asked:
     """A question as its benchmark puts it.
 
     Args:
-        id: Its name in the benchmark; no other question has it.
+        id: Its name in the benchmark; no other question has it. "" where the benchmark gives none:
+            whoever opens it takes the number of the row.
         parts: Of the user's turn, in their order: `IMAGE`, or {"type": "text", "text": ...}.
         images: The pictures, closed, one for each `IMAGE`.
         answers: What is right, as a person would write it.
         unit: Equal for questions that are marked together, or are about the same picture: a draw of
-            the bootstrap takes all of them or none.
+            the bootstrap takes all of them or none. None where the data do not tell which pictures
+            are the same: whoever opens them looks.
         type: Kind of question, as the benchmark calls it; "all" where it has none.
         known: Whatever else its scorer must know.
     """
@@ -61,7 +79,8 @@ class Scorer(ABC):
     highest: ClassVar[float] = 1.0
     """Value of `main` where all is right."""
     meanings: ClassVar[Mapping[str, str]] = {}
-    """What scores mean that their names do not say; of two definitions, whose each is."""
+    """What scores mean that their names do not say; of two definitions, whose each is. A name that
+    ends in "/..." is that of the scores of all kinds of questions."""
 
     @abstractmethod
     def mark(self, answer: str, asked: Asked) -> dict[str, float]:
@@ -110,7 +129,13 @@ class Benchmark(Scorer):
     """As papers write it."""
     data: ClassVar[Hub]
     columns: ClassVar[Mapping[str, str]]
-    """Columns of the data that are read, and their meaning."""
+    """Columns of the data that are read, and their meaning; they must be there."""
+    optional: ClassVar[Mapping[str, str]] = {}
+    """Those that may be missing, and what they are good for."""
+    shown: ClassVar[tuple[str, ...]] = ("image",)
+    """Which of all these hold pictures."""
+    beside: ClassVar[Beside | None] = None
+    """Where the pictures are, if not in the rows of the questions."""
     longest: ClassVar[int] = 16
     """Tokens of the longest answer that is let be written."""
 
@@ -119,13 +144,14 @@ class Benchmark(Scorer):
         """Put the question of a row of the data.
 
         Args:
-            row: Its columns; pictures are closed.
+            row: Its columns: each of `columns`, None where it is empty; the others where the data
+                have them. Those of `shown` are tuples of closed pictures.
 
         Returns:
             None where the row is none of the benchmark's questions.
 
         Raises:
-            KeyError: If a column is missing.
+            BadRow: If a column holds what cannot be used.
         """
 
 
@@ -133,6 +159,14 @@ def ratio(part: Number, whole: Number) -> Number:
     """Divide; NaN where there is nothing to divide by."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.divide(part, whole)
+
+
+def means(sums: Mapping[str, Number], main: str) -> dict[str, Number]:
+    """Average marks over questions: `right` is called `main`, others keep their names."""
+    marks = {main: sums["right"]} | {
+        name: each for name, each in sums.items() if name not in ("right", "questions")
+    }
+    return {name: ratio(each, sums["questions"]) for name, each in marks.items()}
 
 
 def text(words: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 from victorctl.data import formats, records, scenes
 from victorctl.data.formats import BadRow
 from victorctl.data.records import Opened, Record, Spec
-from victorctl.data.rows import Conversation, Row, Rows, check_opens
+from victorctl.data.rows import Conversation, Row, Rows, check_files, check_opens
 from victorctl.errors import VictorError
 from victorctl.runtime import progress, say
 from victorctl.sources import HUB_ID
@@ -153,7 +153,7 @@ def scan_records(opened: Opened, *, quiet: bool = True) -> Scan:
         def look(index: int, record: Record) -> Any:
             try:
                 row = make_row(index, record)
-                check_files(row, record.place)
+                check_files(row.images, record.place)
             except BadRow as error:
                 scan.problems.append(error)
             else:
@@ -193,26 +193,6 @@ def make_row(index: int, record: Record) -> Row:
     conversation = Conversation(messages, str(type_), accepted, str(name))
     images = (record.folder / file if isinstance(file, str) else file for file in files)
     return Row(str(name), tuple(images), (conversation,))
-
-
-def check_files(row: Row, place: str) -> None:
-    """Check that a row's pictures exist.
-
-    Raises:
-        BadRow: If a file does not.
-    """
-    for file in row.images:
-        if isinstance(file, Path) and not _is_file(file):
-            fix = "correct the path; it is relative to the data file"
-            raise BadRow("missing", f"no such picture: {file}", fix=fix, place=place)
-
-
-def _is_file(file: Path) -> bool:
-    """Tell whether a file is there; a name that no file can have is none."""
-    try:
-        return file.is_file()
-    except OSError:
-        return False
 
 
 def _demo(spec: str, rows: int | None) -> Rows:

@@ -80,11 +80,13 @@ class Spec(NamedTuple):
         name: As it was typed, without the split.
         split: That was named behind a colon; None without one.
         usual: Used of several where none was named; None: one must be named.
+        loose: Take data that tell of no splits for the split that was named.
     """
 
     name: str
     split: str | None
     usual: str | None
+    loose: bool = False
 
     def refuse_split(self) -> None:
         """Refuse the name of a split where there is none.
@@ -92,7 +94,7 @@ class Spec(NamedTuple):
         Raises:
             VictorError: If one was named.
         """
-        if self.split:
+        if self.split and not self.loose:
             problem = f"{self.name}: has no splits, and '{self.split}' was asked for"
             raise VictorError(problem, fix=f"name it without: {self.name}")
 
@@ -107,6 +109,8 @@ class Spec(NamedTuple):
             return wanted
         problem = f"no split '{wanted}'" if self.split else "several splits"
         fix = f"use one of: {', '.join(f'{self.name}:{split}' for split in known)}"
+        if self.loose:
+            fix = f"let the names of its files say {self.split}; there: {', '.join(known)}"
         raise VictorError(f"{self.name}: {problem}", fix=fix)
 
 
@@ -169,9 +173,14 @@ def _files(path: Path, spec: Spec) -> tuple[str, list[Path]]:
     if len(kinds) > 1:
         fix = f"name one file, or put them into folders of their own: {files[0]}"
         raise VictorError(f"{path}: holds files of several forms: {', '.join(kinds)}", fix=fix)
+    told = {file: _split(file.relative_to(path), spec.split) for file in files}
+    if spec.loose and not any(told.values()):
+        return kinds[0], files
+    if exact := [file for file in files if (told[file] or "train") == spec.split]:
+        return kinds[0], exact  # and none of another name for it
     splits: dict[str, list[Path]] = {}
     for file in files:
-        splits.setdefault(_split(file.relative_to(path)), []).append(file)
+        splits.setdefault(SPLITS.get(told[file], "train"), []).append(file)
     return kinds[0], splits[spec.choose([*splits])]
 
 
@@ -191,10 +200,10 @@ def _counts(file: Path, folder: Path) -> bool:
     return file.is_file() and not hidden and file.name not in NO_ROWS
 
 
-def _split(name: Path) -> str:
-    """Tell the split by the words in a file's name and its folders'; train without any."""
+def _split(name: Path, wanted: str | None) -> str | None:
+    """Find the first word for a split, or the very one, in a file's name and its folders'."""
     words = re.split(r"[^a-z]+", name.with_suffix("").as_posix().lower())
-    return next((SPLITS[word] for word in words if word in SPLITS), "train")
+    return next((word for word in words if word in SPLITS or word == wanted), None)
 
 
 # Files: each function yields records.

@@ -120,6 +120,30 @@ def open_picture(image: Picture) -> Image.Image:
         return ImageOps.exif_transpose(picture).convert("RGB")
 
 
+def check_files(images: Sequence[Picture], place: str) -> None:
+    """Check that pictures exist.
+
+    Args:
+        images: Only those that are files can be missing.
+        place: Where the data name them.
+
+    Raises:
+        BadRow: If a file does not.
+    """
+    for file in images:
+        if isinstance(file, Path) and not _is_file(file):
+            fix = "correct the path; it is relative to the data file"
+            raise BadRow("missing", f"no such picture: {file}", fix=fix, place=place)
+
+
+def _is_file(file: Path) -> bool:
+    """Tell whether a file is there; a name that no file can have is none."""
+    try:
+        return file.is_file()
+    except OSError:
+        return False
+
+
 def check_opens(image: Picture) -> None:
     """Read the head of a picture, but not what follows.
 
