@@ -6,6 +6,7 @@ from pathlib import Path
 
 from victorctl.benchmarks import BENCHMARKS, PAPER, benchmark
 from victorctl.benchmarks.base import Asked, Benchmark, Scorer, text
+from victorctl.benchmarks.opening import open_benchmark
 from victorctl.data.conversations import Conversation, Row, open_data
 from victorctl.data.records import Embedded
 from victorctl.errors import VictorError
@@ -105,8 +106,6 @@ def _own(settings: EvalSection, *, quiet: bool) -> Task:
 
 
 def _known(name: str, settings: EvalSection, *, quiet: bool) -> Task:
-    from victorctl.benchmarks.opening import open_benchmark
-
     folder = None if settings.data_dir is None else Path(settings.data_dir).expanduser()
     opened = open_benchmark(name, data_dir=folder, limit=settings.limit, quiet=quiet)
     rule: Benchmark = opened.benchmark
