@@ -127,12 +127,12 @@ def test_only_the_first_questions_are_taken(tmp_path):
 
 def test_rows_that_ask_nothing_do_not_count(tmp_path, monkeypatch):
     ask = VQAv2.ask
-    monkeypatch.setattr(
-        VQAv2, "ask", lambda own, row: ask(own, row) if row["image_id"] == 77 else None
-    )
+    some = lambda own, row: None if row["question_id"] == 42000 else ask(own, row)  # noqa: E731
+    monkeypatch.setattr(VQAv2, "ask", some)
     storage.store("vqav2", tmp_path, "jsonl")
 
-    assert ids(opened("vqav2", tmp_path, limit=1)) == ["77000"]
+    assert ids(opened("vqav2", tmp_path, limit=1)) == ["42001"]
+    assert ids(opened("vqav2", tmp_path)) == ["42001", "77000"]
 
 
 def test_pictures_are_found_by_their_names_in_whatever_order(tmp_path):

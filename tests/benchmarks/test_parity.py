@@ -9,6 +9,7 @@ import pytest
 from tests.benchmarks import lmms, wordings
 from tests.benchmarks.storage import rows
 from victorctl.benchmarks import benchmark, vqa
+from victorctl.benchmarks.matching import bare
 
 pytestmark = lmms.needed
 CASES = {"vqav2": 500, "vizwiz": 500, "textvqa": 500}
@@ -114,6 +115,16 @@ def test_answers_are_levelled_as_lmms_eval_levels_them():
         assert vqa.level(answer) == theirs(answer)
         signs = theirs.process_punctuation(vqa.one_line(answer))
         assert vqa.level_less(vqa.one_line(answer)) == theirs.process_digit_article(signs)
+
+
+def test_bare_texts_are_equal_where_lmms_eval_says_so():
+    draw, equal = random.Random(1), lmms.task("api/metrics").exact_match_hf_evaluate
+    how = {"ignore_case": True, "ignore_punctuation": True}
+    texts = ["İ", "i", "İ.", "i\u0307", "", "\0", "a\0.", *(wordings.text(draw) for _ in range(30))]
+    for one in texts:
+        for other in texts:
+            theirs = equal(predictions=[one], references=[other], **how)["exact_match"]
+            assert (bare(one) == bare(other)) == theirs, (one, other)
 
 
 def processor():
