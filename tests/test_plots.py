@@ -86,7 +86,7 @@ def test_every_point_has_its_name_and_no_name_covers_anything():
 
     assert {text.split()[0] for text, _ in names} == {point.name for point in CROWD}
     assert "Victor-8 97.3%" in dict(names)
-    places = [(point.tokens, 100 * point.kept) for point in CROWD]
+    places = [(point.x, 100 * point.kept) for point in CROWD]
     marks = figure.axes[0].transData.transform(places)
     for text, box in names:
         assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, text
@@ -106,7 +106,7 @@ def test_the_interval_is_a_bar_through_the_models_mark():
 
 
 def test_a_plot_of_a_page_takes_its_colours_from_the_page():
-    text = svg(tradeoff(CROWD, OF_PAGE))
+    text = svg(tradeoff(CROWD, OF_PAGE), "plot")
 
     assert text.startswith("<svg")  # a page must not have a second XML header
     assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
