@@ -247,7 +247,7 @@ def _explained(grid: Grid) -> list[str]:
 
 def _table(grid: Grid) -> str:
     """Write a table in Markdown, numbers to the right."""
-    grid = grid.plain()
+    grid = grid.known().plain()
     rule = ("---", *("---:" for _ in grid.head[1:]))
     cells = [(line.name, *line.cells) for line in grid.lines]
     rows = [grid.head, rule, *([cell.replace("|", r"\|") for cell in row] for row in cells)]

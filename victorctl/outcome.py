@@ -62,10 +62,13 @@ class Grid(NamedTuple):
 
     def known(self) -> "Grid":
         """Leave out columns in which nothing is known: those of a base that was not run."""
-        columns = list(zip(*(line.cells for line in self.lines), strict=True))
-        empty = (DASH, Kept(None))
-        titles = zip(self.head[1:], columns, strict=True)
-        return self.only(*(title for title, cells in titles if set(cells) - set(empty)))
+        unknown = (DASH, Kept(None))
+        titles = [
+            title
+            for at, title in enumerate(self.head[1:])
+            if any(line.cells[at] not in unknown for line in self.lines)
+        ]
+        return self.only(*titles)
 
     def plain(self) -> "Grid":
         """Write everything as text; an interval, where there is any, has a column of its own."""
@@ -203,7 +206,7 @@ def qualities(result: Mapping[str, Any]) -> Grid:
     whole = {**result, **result["accuracy"]}  # its own keys: questions, kept, interval
     if not named:
         types = {} if list(result["by_type"]) == ["all"] else result["by_type"]
-        lines = [_quality(name, row) for name, row in types.items()]
+        lines = [_quality({"all": "no type"}.get(name, name), row) for name, row in types.items()]
         head = ("right answers", "base", "model", "kept", "questions")
         return Grid(head, (_quality("all", whole)._replace(own=True), *lines))
     lines = [_scores(of) for of in named.values()]
