@@ -46,9 +46,33 @@ def test_a_name_keeps_nearer_to_its_own_mark_than_to_another():
 def test_a_name_that_can_only_stand_by_another_mark_gets_a_line():
     # Only above the wall is room, and there the other mark, at (30, 40), is nearer. It covers the
     # heights up to 44; names are tried at every second height, so the first that fits is 45.
-    names = place((0, 0), (30, 40), frame=(-5, -30, 100, 100), walls=[(-40, -30, 40, 32)])
+    names = place((0, 0), (30, 40), frame=(-5, -30, 100, 100), walls=[(-40, -30, 100, 32)])
 
     assert names == [Place(9, 45, leader=True), Place(9, -3, leader=False)]
+
+
+def test_a_name_far_from_its_mark_gets_a_line_though_no_other_mark_is_near():
+    # The wall ends 20 above the mark; the first height above it is 21, 22.8 from the mark.
+    assert place((0, 0), walls=[(-99, -99, 99, 20)]) == [Place(9, 21, leader=True)]
+
+
+def test_lines_to_names_run_through_no_other_name():
+    marks = [(0, -4 * number) for number in range(9)]
+    places = place(*marks, frame=(-5, -100, 200, 100))
+
+    boxes = [(x + at.left, y + at.bottom) for (x, y), at in zip(marks, places, strict=True)]
+    lines = [
+        (mark, (left, bottom + SIZE[1] / 2))
+        for mark, (left, bottom), at in zip(marks, boxes, places, strict=True)
+        if at.leader
+    ]
+    assert len(lines) >= 5
+    for (x0, y0), (x1, y1) in lines:
+        for step in range(1, 100):
+            x, y = x0 + (x1 - x0) * step / 100, y0 + (y1 - y0) * step / 100
+            for left, bottom in boxes:
+                inside = 0 < x - left < SIZE[0] and 0 < y - bottom < SIZE[1]
+                assert not inside, (x, y)
 
 
 def test_a_name_without_any_room_is_still_written():

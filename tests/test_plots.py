@@ -2,22 +2,26 @@
 
 import io
 import itertools
+import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 from matplotlib.text import Text
 from PIL import Image
 
+from tests.evaluations import evaluation, of_today, pair, without_base
 from victorctl.plots import (
     OF_PAGE,
     PAGE_NAMES,
     Palette,
     Point,
+    draw,
     loss_curve,
     losses,
     png,
     points_of,
     smooth,
+    speedup,
     svg,
     tradeoff,
 )
@@ -33,6 +37,23 @@ CROWD = [
     Point("fastv", 34, 0.975),
     Point("sparsevlm", 36, 0.971),
 ]
+FAST = [
+    Point("base", 1.0, 1.0, kind="base"),
+    Point("Victor-8", 2.38, 0.945, (0.937, 0.952), kind="model"),
+    Point("pyramiddrop", 1.52, 0.981),
+    Point("sparsevlm", 1.7, 0.969),
+    Point("fastv", 2.02, 0.972),
+    Point("pool", 2.31, 0.955, (0.93, 0.97)),
+    Point("downsample", 2.33, 0.953),
+    Point("random", 2.36, 0.91),
+    Point("last", 2.37, 0.88),
+    Point("no-registers", 2.44, 0.7),
+]
+
+
+@pytest.fixture(scope="module")
+def crowd():
+    return tradeoff(CROWD, Palette())
 
 
 def names_of(figure):
@@ -41,19 +62,69 @@ def names_of(figure):
     return [(text.get_text(), Text.get_window_extent(text)) for text in figure.axes[0].texts]
 
 
-def test_points_are_what_was_measured():
-    result = {
-        "mean_visual_tokens": {"model": 33.0, "base": 100},
-        "kept": 0.973,
-        "interval": [0.961, 0.984],
-        "baselines": {"last": {"accuracy": 0.7, "kept": 0.741, "mean_visual_tokens": 30}},
-    }
-
-    assert points_of(result, "Victor-8") == [
-        Point("base", 100, 1.0, kind="base"),
-        Point("Victor-8", 33.0, 0.973, (0.961, 0.984), kind="model"),
-        Point("last", 30, 0.741),
+def drawn_points(figure):
+    """Read where marks are, with their bars, in the order of the points."""
+    return [
+        (*drawn[0].get_xydata()[0], [bar.get_segments()[0].tolist() for bar in drawn[2]])
+        for drawn in figure.axes[0].containers
     ]
+
+
+def test_points_are_what_was_measured():
+    assert points_of(of_today(), "Victor-8") == [
+        Point("base", 100, 1.0, kind="base"),
+        Point("Victor-8", 33.0, 0.9729, (0.9612, 0.9843), kind="model"),
+        Point("pool", 32.5, 0.854, (0.82, 0.88)),
+        Point("no-image", 0.0, 0.332),
+    ]
+    old = points_of(evaluation(interval=None), "Victor-8")  # baselines had no interval then
+    assert [point.interval for point in old] == [None, None, None]
+
+
+def test_both_plots_show_what_is_kept_over_what_it_costs():
+    drawn = draw(of_today(), Palette())
+
+    assert list(drawn) == ["tradeoff", "speedup"]
+    kept = {0: 100, 1: 97.29, 2: 85.4}
+    for name, places in (("tradeoff", [100, 33, 32.5, 0]), ("speedup", [1.0, 1.93, 1.9])):
+        found = drawn_points(drawn[name])
+        assert [x for x, *_ in found] == places  # no-image was not timed
+        for number, share in kept.items():
+            assert found[number][1] == pytest.approx(share)
+        assert found[0][2] == []
+        assert found[1][2] == [[pytest.approx([places[1], y]) for y in (96.12, 98.43)]]
+        assert found[2][2] == [[pytest.approx([places[2], y]) for y in (82, 88)]]
+
+
+@pytest.mark.parametrize(
+    ("result", "plots"),
+    [
+        (evaluation(), ["tradeoff", "speedup"]),  # two points in the second
+        (evaluation(speedup={"prefill": None}), ["tradeoff"]),
+        (without_base(), []),
+        (evaluation(accuracy=pair(0.1, 0.0), kept=None), []),
+    ],
+)
+def test_a_plot_is_drawn_only_of_what_there_is(monkeypatch, result, plots):
+    for name in ("tradeoff", "speedup"):
+        monkeypatch.setattr(f"victorctl.plots.{name}", lambda points, _: len(points))
+
+    assert list(draw(result, Palette())) == plots
+
+
+def test_two_points_of_speed_are_named_and_inside_both_axes_from_zero():
+    figure = speedup([Point("base", 1.0, 1.0, kind="base"), Point("slow", 0.8, 0.5)], Palette())
+
+    axes = figure.axes[0]
+    assert (axes.get_xlim()[0], axes.get_ylim()[0]) == (0, 0)
+    assert axes.get_xlim()[1] > 1
+    assert {name for name, _ in names_of(figure)} == {"base", "slow 50.0%"}
+    assert "times as fast" in axes.get_xlabel()
+
+
+def test_the_model_lies_on_top_of_its_rivals(crowd):
+    heights = [drawn[0].get_zorder() for drawn in crowd.axes[0].containers]
+    assert max(range(len(CROWD)), key=lambda at: heights[at]) == 1
 
 
 def test_both_axes_of_the_tradeoff_begin_at_zero_and_show_every_point():
@@ -80,13 +151,15 @@ def test_the_name_of_a_lone_point_stands_level_with_it_to_the_right():
     assert box.x0 == pytest.approx(x + 9 * figure.dpi / 72, abs=1)
 
 
-def test_every_point_has_its_name_and_no_name_covers_anything():
-    figure = tradeoff(CROWD, Palette())
+@pytest.mark.parametrize("palette", [Palette(), OF_PAGE], ids=["file", "page"])
+@pytest.mark.parametrize("points", [CROWD, FAST], ids=["tokens", "speeds"])
+def test_every_point_has_its_name_and_no_name_covers_anything(points, palette):
+    figure = tradeoff(points, palette)
     names = names_of(figure)
 
-    assert {text.split()[0] for text, _ in names} == {point.name for point in CROWD}
-    assert "Victor-8 97.3%" in dict(names)
-    places = [(point.tokens, 100 * point.kept) for point in CROWD]
+    assert {text.split()[0] for text, _ in names} == {point.name for point in points}
+    assert f"{points[1].name} {points[1].kept:.1%}" in dict(names)
+    places = [(point.x, 100 * point.kept) for point in points]
     marks = figure.axes[0].transData.transform(places)
     for text, box in names:
         assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, text
@@ -96,17 +169,15 @@ def test_every_point_has_its_name_and_no_name_covers_anything():
         assert not first.overlaps(second), f"{one} covers {other}"
 
 
-def test_the_interval_is_a_bar_through_the_models_mark():
-    figure = tradeoff(CROWD, Palette())
-
-    bars = [bar for drawn in figure.axes[0].containers for bar in drawn[2]]
+def test_the_interval_is_a_bar_through_the_models_mark(crowd):
+    bars = [bar for drawn in crowd.axes[0].containers for bar in drawn[2]]
     [[low, high]] = [bar.get_segments()[0] for bar in bars]
     assert low.tolist() == pytest.approx([33, 96.1])
     assert high.tolist() == pytest.approx([33, 98.4])
 
 
 def test_a_plot_of_a_page_takes_its_colours_from_the_page():
-    text = svg(tradeoff(CROWD, OF_PAGE))
+    text = svg(tradeoff(CROWD[:3], OF_PAGE), "plot")
 
     assert text.startswith("<svg")  # a page must not have a second XML header
     assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
@@ -114,6 +185,17 @@ def test_a_plot_of_a_page_takes_its_colours_from_the_page():
     assert all(name in text for name in PAGE_NAMES.values())
     assert "<metadata" not in text
     assert "#ffffff" not in text  # a white paper would shine in the dark
+
+
+def test_plots_in_one_page_share_no_id_and_are_drawn_alike_each_time():
+    once, again, other = (svg(tradeoff(CROWD[:2], OF_PAGE), name) for name in ("a", "a", "b"))
+
+    assert once == again
+    ids = [re.findall(r' id="([^"]+)"', text) for text in (once, other)]
+    assert len(ids[0]) > 10
+    assert not set(ids[0]) & set(ids[1])
+    used = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', once)
+    assert {name for pair in used for name in pair if name} <= set(ids[0])
 
 
 def test_a_loss_curve_is_a_readable_picture(tmp_path):
@@ -161,7 +243,7 @@ def test_drawing_leaves_matplotlib_as_it_was():
 
     before = dict(matplotlib.rcParams)
 
-    picture = Image.open(io.BytesIO(png(tradeoff(CROWD, Palette()))))
+    picture = Image.open(io.BytesIO(png(tradeoff(CROWD[:3], Palette()))))
 
     assert picture.size == (1160, 780)
     assert dict(matplotlib.rcParams) == before

@@ -2,7 +2,7 @@
 
 import pytest
 
-from victorctl.units import flops, milliseconds, number, percent, size, times
+from victorctl.units import flops, milliseconds, nats, number, percent, size, spread, times
 
 
 @pytest.mark.parametrize(
@@ -10,6 +10,13 @@ from victorctl.units import flops, milliseconds, number, percent, size, times
     [
         (percent, 0.97349, "97.3 %"),
         (percent, 1, "100.0 %"),
+        (spread, (0.96124, 1.0083), "96.1\N{EN DASH}100.8"),
+        (nats, 0.013249, "0.0132"),
+        (nats, 1.2, "1.20"),
+        (nats, 0, "0"),
+        (nats, 0.0001, "0.000100"),
+        (nats, 0.00009, "< 0.0001"),
+        (nats, -1e-9, "< 0.0001"),
         (number, 2880, "2,880"),
         (number, 17.46, "17.5"),
         (number, 33.0, "33"),
@@ -31,6 +38,6 @@ def test_three_digits_and_a_unit_are_enough(show, value, text):
     assert show(value) == text
 
 
-@pytest.mark.parametrize("show", [percent, number, milliseconds, flops, size, times])
+@pytest.mark.parametrize("show", [percent, spread, nats, number, milliseconds, flops, size, times])
 def test_what_does_not_exist_is_a_dash(show):
     assert show(None) == "\N{EN DASH}"

@@ -1,7 +1,7 @@
 """The page of a published model, `README.md`: metadata, what was measured, and what was not."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -14,8 +14,19 @@ from victorctl.benchmarks import benchmark
 from victorctl.checkpoint import load_config
 from victorctl.errors import VictorError
 from victorctl.licence import Licence
+from victorctl.outcome import (
+    NOISE_MEANING,
+    Grid,
+    Line,
+    benchmarks,
+    costs,
+    headline,
+    prefills,
+    qualities,
+    rivals,
+    speedups,
+)
 from victorctl.release import PLOT, Release
-from victorctl.report import Line, costs, headline, qualities, rivals, speedups
 from victorctl.sources import BEGIN, END
 
 FRONT = re.compile(r"\A\s*---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
@@ -189,7 +200,7 @@ def _body(release: Release, repo: str, licence: Licence) -> str:
             report=report,
             **(_measured(report) if report else {}),
             plot=PLOT in release.files,
-            training=_table(("setting", "value"), _training(release)),
+            training=_table(_training(release)),
             limits=list(_limits(release)),
             licence=_terms(licence, origin),
         )
@@ -207,14 +218,15 @@ def _base(origin: Mapping[str, Any]) -> str:
 
 def _measured(report: Mapping[str, Any]) -> dict[str, Any]:
     """Say what was found, with the command and what it ran on."""
-    made, settings = [], report["settings"]
-    made.append(_table(("right answers", "questions", "base", "model", "kept"), qualities(report)))
-    made.append(_table(("cost", "base", "model", "model/base"), costs(report)))
-    if report["speedup"]["prefill"] is not None:
-        made.append(_table(("times as fast", "speed-up"), speedups(report)))
+    settings, quality = report["settings"], qualities(report)
+    made = _explained(quality.only("questions", "base", "model", "kept"))
+    if benchmarks(report):
+        made.append(_table(quality.only("same answers", "KL, nats")))
+    made.append(_table(costs(report)))
+    if prefills(report):
+        made.append(_table(speedups(report)))
     if report["baselines"]:
-        head = ("side by side", "tokens per layer", "right", "kept")
-        made.append(_table(head, rivals(report)))
+        made += _explained(rivals(report))
     versions = settings["versions"]
     return {
         "headline": "".join(f"**{text}**" if strong else text for text, strong in headline(report)),
@@ -229,19 +241,25 @@ def _measured(report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _table(head: Sequence[str], lines: Iterable[Line]) -> str:
+def _explained(grid: Grid) -> list[str]:
+    return [_table(grid), *[NOISE_MEANING] * grid.noisy]
+
+
+def _table(grid: Grid) -> str:
     """Write a table in Markdown, numbers to the right."""
-    rule = ("---", *("---:" for _ in head[1:]))
-    cells = [(line.name, *line.cells) for line in lines]
-    rows = [head, rule, *([cell.replace("|", r"\|") for cell in row] for row in cells)]
+    grid = grid.known().plain()
+    rule = ("---", *("---:" for _ in grid.head[1:]))
+    cells = [(line.name, *line.cells) for line in grid.lines]
+    rows = [grid.head, rule, *([cell.replace("|", r"\|") for cell in row] for row in cells)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _training(release: Release) -> list[Line]:
+def _training(release: Release) -> Grid:
     """List what was set when the model was trained."""
     settings = _last_training(release)
     shown = {**settings.get("data", {}), **settings.get("train", {})}
-    return [Line(name, (f"{value}",)) for name, value in shown.items() if value is not None]
+    lines = [Line(name, (f"{value}",)) for name, value in shown.items() if value is not None]
+    return Grid(("setting", "value"), tuple(lines))
 
 
 def _limits(release: Release) -> Iterable[str]:
@@ -257,7 +275,7 @@ def _limits(release: Release) -> Iterable[str]:
         yield f"{asked} were asked; what it keeps on others, and on {others}, is not known."
         if not report["baselines"]:
             yield "It was not compared with simpler ways of dropping visual tokens."
-        if report["speedup"]["prefill"] is None:
+        if not prefills(report):
             yield "No speed was measured."
         else:
             several = report["settings"]["speed_batch_size"]

@@ -15,7 +15,10 @@ from victorctl.files import abandoned, holding
 from victorctl.sources import BEGIN, END, LINEAGE, SMALL_FILES, read_json
 from victorctl.units import size
 
-REPORT = ("report.json", "report.html", "predictions.jsonl", "tradeoff.png")
+REPORT = (
+    *("report.json", "report.html", "predictions.jsonl"),
+    *("tradeoff.png", "tradeoff.svg", "speedup.png", "speedup.svg"),
+)
 WRITTEN = (
     *SMALL_FILES, *REPORT, *(f"eval/{name}" for name in REPORT), LINEAGE, "*.safetensors",
     "*.safetensors.index*.json", "modeling_victor.py", "loss.png", "loss.jsonl", "eval.answers/*",

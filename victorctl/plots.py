@@ -1,8 +1,9 @@
 """Pictures of numbers: quality against cost, and the loss of a training run."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -11,29 +12,36 @@ import numpy as np
 
 from victorctl.files import write_whole
 from victorctl.labels import arrange
+from victorctl.outcome import compared, own_name, prefills
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+PLOTS = ("tradeoff", "speedup")
+"""What an evaluation is drawn as."""
 PARTS = {"cross_entropy": (4, 2), "distill": (1, 1.5), "hidden": (6, 2, 1, 2)}
 """Parts of a training run's loss, and the dashes that they are drawn in."""
 SMOOTHING = 50  # a smoothed loss is the mean over a fiftieth of the run to each side
 
+APART = 25  # typographic points from a mark to the next that leave its name enough room
+
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of a plot; `paper` "none" is transparent."""
+    """Colours of a plot, of which `paper` "none" is transparent, and its size."""
 
     paper: str = "#ffffff"
     ink: str = "#1c2230"
     faint: str = "#c9ced8"
     model: str = "#0b62c4"
     other: str = "#6b7280"
+    size: tuple[float, float] = (5.8, 3.9)
+    """Width and height in inches; text has the same size on each."""
 
 
 # Stand-ins which `svg` turns into the colours of the page around it, light or dark.
-OF_PAGE = Palette("none", "#000001", "#000002", "#000003", "#000004")
+OF_PAGE = Palette("none", "#000001", "#000002", "#000003", "#000004", size=(5.0, 3.7))
 PAGE_NAMES = {
     OF_PAGE.ink: "currentColor",
     OF_PAGE.faint: "var(--line)",
@@ -44,11 +52,11 @@ PAGE_NAMES = {
 
 @dataclass(frozen=True)
 class Point:
-    """One way to answer: what it spends and what it keeps."""
+    """One way to answer: what it spends or gains, and what it keeps."""
 
     name: str
-    tokens: float
-    """Mean visual tokens per layer."""
+    x: float
+    """Mean visual tokens per layer, or how many times as fast as the base."""
     kept: float
     """Share of the base's accuracy."""
     interval: tuple[float, float] | None = None
@@ -64,27 +72,57 @@ def points_of(result: Mapping[str, Any], name: str) -> list[Point]:
         name: What to call the model.
     """
     tokens = result["mean_visual_tokens"]
-    interval = tuple(result["interval"]) if result["interval"] else None
     others = [
-        Point(other, numbers["mean_visual_tokens"], numbers["kept"])
+        Point(other, numbers["mean_visual_tokens"], numbers["kept"], _interval(numbers))
         for other, numbers in result["baselines"].items()
     ]
     return [
         Point("base", tokens["base"], 1.0, kind="base"),
-        Point(name, tokens["model"], result["kept"], interval, kind="model"),
+        Point(name, tokens["model"], result["kept"], _interval(result), kind="model"),
         *others,
     ]
 
 
+def _interval(numbers: Mapping[str, Any]) -> tuple[float, float] | None:
+    interval = numbers.get("interval")  # earlier reports have it of the model alone
+    return tuple(interval) if interval else None
+
+
+def draw(result: Mapping[str, Any], palette: Palette) -> dict[str, "Figure"]:
+    """Draw what an evaluation has the numbers for, by the names in `PLOTS`.
+
+    Args:
+        result: What `victorctl eval` prints; without a base there is nothing to draw.
+        palette: Colours and size.
+    """
+    if not compared(result):
+        return {}
+    points, faster = points_of(result, own_name(result)), prefills(result)
+    timed = [replace(point, x=faster[point.name]) for point in points if point.name in faster]
+    drawn = {"tradeoff": tradeoff(points, palette)}
+    return drawn | ({"speedup": speedup(timed, palette)} if timed else {})
+
+
 def tradeoff(points: Sequence[Point], palette: Palette) -> "Figure":
     """Draw the kept share of the accuracy over the visual tokens per layer, both axes from zero."""
+    label = "visual tokens per layer (mean over layers, registers included)"
+    return _scatter(points, palette, label)
+
+
+def speedup(points: Sequence[Point], palette: Palette) -> "Figure":
+    """Draw the kept share over the measured speed of the prefill, both axes from zero."""
+    return _scatter(points, palette, "prefill, times as fast as the base (measured)")
+
+
+def _scatter(points: Sequence[Point], palette: Palette, label: str) -> "Figure":
     figure, axes = _blank(palette)
     axes.axhline(100, color=palette.faint, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     for point in points:
         _mark(axes, point, palette)
-    axes.set_xlim(0, 1.12 * max(max(point.tokens for point in points), 1))
-    axes.set_ylim(0, 100 * max(1.12, *(1.08 * point.kept for point in points)))
-    axes.set_xlabel("visual tokens per layer (mean over layers, registers included)")
+    axes.set_xlim(0, 1.12 * max(max(point.x for point in points), 1))
+    tops = [end for point in points for end in (point.kept, *(point.interval or ()))]
+    axes.set_ylim(0, 100 * max(1.12, *(1.08 * top for top in tops)))
+    axes.set_xlabel(label)
     axes.set_ylabel("accuracy kept, % of the base")
     _label(axes, points, palette)
     return figure
@@ -120,13 +158,22 @@ def ladder(rungs: Sequence[Rung], palette: Palette) -> "Figure":
     return figure
 
 
-def svg(figure: "Figure") -> str:
-    """Render a plot drawn in `OF_PAGE` as SVG that takes its colours from the page around it."""
+def svg(figure: "Figure", name: str) -> str:
+    """Render a plot as SVG; one drawn in `OF_PAGE` takes its colours from the page around it.
+
+    Args:
+        figure: The plot.
+        name: Begins every id in it, so that one page can hold several plots.
+    """
+    from matplotlib import rc_context
+
     page = io.BytesIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(page, format="svg", metadata=nothing)
+    with rc_context({"svg.hashsalt": name}):  # the same plot has the same bytes
+        figure.savefig(page, format="svg", metadata=nothing)
     text = page.getvalue().decode()
     text = text[text.index("<svg") :]  # without the XML header, which a page must not repeat
+    text = re.sub(r"""( id="|href="#|url\(#)""", rf"\g<1>{name}-", text)
     for stand_in, name in PAGE_NAMES.items():
         text = text.replace(stand_in, name)
     return text
@@ -181,7 +228,7 @@ def smooth(values: Sequence[float]) -> list[float]:
 def _blank(palette: Palette) -> tuple["Figure", "Axes"]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.8, 3.9), facecolor=palette.paper, layout="constrained")
+    figure = Figure(figsize=palette.size, facecolor=palette.paper, layout="constrained")
     axes = figure.subplots()
     axes.set_facecolor("none")
     axes.spines[["top", "right"]].set_visible(False)
@@ -195,27 +242,28 @@ def _blank(palette: Palette) -> tuple["Figure", "Axes"]:
 def _mark(axes: "Axes", point: Point, palette: Palette) -> None:
     color = {"base": palette.ink, "model": palette.model, "other": palette.other}[point.kind]
     marker = {"base": "s", "model": "o", "other": "D"}[point.kind]
-    size = 6 if point.kind == "model" else 5
+    own = point.kind == "model"
     height, bars = 100 * point.kept, None
     if point.interval:
         low, high = point.interval
         bars = [[max(height - 100 * low, 0)], [max(100 * high - height, 0)]]
-    style = {"color": color, "marker": marker, "markersize": size, "capsize": 5, "zorder": 3}
-    axes.errorbar(point.tokens, height, yerr=bars, clip_on=False, **style)
+    style = {"color": color, "marker": marker, "zorder": 3 + own}
+    style |= {"markersize": 5 + own, "capsize": 5 * own, "elinewidth": 1 + own / 2}
+    axes.errorbar(point.x, height, yerr=bars, clip_on=False, **style)
 
 
 def _label(axes: "Axes", points: Sequence[Point], palette: Palette) -> None:
     """Write each point's name and number beside its mark."""
     axes.figure.draw_without_rendering()  # settles where the axes lie
-    points = sorted(points, key=lambda point: (point.kind == "other", -point.kept))
+    pixels = axes.figure.dpi / 72  # in one typographic point
+    points, marks = _in_turn(points, axes)
     names = ["base" if at.kind == "base" else f"{at.name} {at.kept:.1%}" for at in points]
     styles = [
         {"fontsize": 9, "fontweight": "bold" if point.kind == "model" else "normal"}
         for point in points
     ]
-    pixels = axes.figure.dpi / 72  # in one typographic point
     places = arrange(
-        axes.transData.transform([(point.tokens, 100 * point.kept) for point in points]) / pixels,
+        marks / pixels,
         [_size(axes, name, style) / pixels for name, style in zip(names, styles, strict=True)],
         frame=axes.get_window_extent().extents / pixels,
         obstacles=[box / pixels for box in _obstacles(axes, points)],
@@ -224,7 +272,7 @@ def _label(axes: "Axes", points: Sequence[Point], palette: Palette) -> None:
     for point, name, style, place in zip(points, names, styles, places, strict=True):
         axes.annotate(
             name,
-            (point.tokens, 100 * point.kept),
+            (point.x, 100 * point.kept),
             xytext=(place.left, place.bottom),
             textcoords="offset points",
             va="bottom",
@@ -232,6 +280,24 @@ def _label(axes: "Axes", points: Sequence[Point], palette: Palette) -> None:
             arrowprops=line | {"relpos": (place.left < 0, 0.5)} if place.leader else None,
             **style,
         ).set_in_layout(False)
+
+
+def _in_turn(points: Sequence[Point], axes: "Axes") -> tuple[list[Point], "np.ndarray"]:
+    """Let base and model choose a place for their names first, then who stands apart.
+
+    The others follow from top to bottom, so that lines to their names do not cross.
+
+    Returns:
+        The points in that order, and where they are, in pixels [points, 2].
+    """
+    marks = axes.transData.transform([(point.x, 100 * point.kept) for point in points])
+    away = np.linalg.norm(marks[:, None] - marks, axis=2)  # [points, points]
+    crowded = (away < APART * axes.figure.dpi / 72).sum(axis=1) > 1  # each is near itself
+    order = sorted(
+        range(len(points)),
+        key=lambda at: (points[at].kind == "other", crowded[at], -points[at].kept),
+    )
+    return [points[at] for at in order], marks[order]
 
 
 def _size(axes: "Axes", text: str, style: Mapping[str, Any]) -> "np.ndarray":
@@ -248,7 +314,7 @@ def _obstacles(axes: "Axes", points: Sequence[Point]) -> list["np.ndarray"]:
     line = axes.transData.transform((0, 100))[1]
     boxes = [np.array([left, line - 2, right, line + 2])]
     for point in points:
-        ends = [(point.tokens, 100 * share) for share in (point.kept, *(point.interval or ()))]
+        ends = [(point.x, 100 * share) for share in (point.kept, *(point.interval or ()))]
         pixels = axes.transData.transform(ends)  # [ends, 2]
         boxes.append(np.concatenate([pixels.min(axis=0) - reach, pixels.max(axis=0) + reach]))
     return boxes

@@ -4,11 +4,24 @@ import math
 from collections.abc import Sequence
 
 DASH, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
+SMALLEST = 0.0001  # the smallest divergence that is written out
 
 
 def percent(share: float | None) -> str:
     """Write a share as 97.3 %."""
     return DASH if share is None else f"{100 * share:.1f} %"
+
+
+def spread(bounds: tuple[float, float] | None) -> str:
+    """Write an interval of shares in per cent, as 96.1 to 98.4 with a dash between."""
+    return DASH if bounds is None else f"{100 * bounds[0]:.1f}{DASH}{100 * bounds[1]:.1f}"
+
+
+def nats(value: float | None) -> str:
+    """Write a divergence as 0.0132, without its unit."""
+    if value and value < SMALLEST:  # also what rounding has made negative
+        return f"< {SMALLEST}"
+    return DASH if value is None else _three_digits(value)
 
 
 def number(value: float | None) -> str:
