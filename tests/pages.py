@@ -40,7 +40,9 @@ def blocks() -> dict[Path, str]:
     """Map each page to the part of it that is generated."""
     groups = {name: {name: do} for name, do in commands(cli.app).items()}
     for group, app in GROUPS.items():
-        groups[group] = {f"{group} {name}": do for name, do in commands(app).items()}
+        groups[group] = {
+            group if name == group else f"{group} {name}": do for name, do in commands(app).items()
+        }
     pages = {
         DOCS / "commands" / f"{name}.md": "\n\n".join(command(*item) for item in group.items())
         for name, group in groups.items()
@@ -140,4 +142,6 @@ def code(text: str) -> str:
 
 
 def default_of(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return code(f"[{', '.join(value)}]")
     return "" if value is None else code(str(value).lower())
