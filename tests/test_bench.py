@@ -258,4 +258,4 @@ def test_other_shapes_are_measured_from_a_picture_in_tiles(shape):
 
     assert found["visual_tokens"] > 2000
     assert found["flops"]["bound"] > 1
-    assert found["peak_memory_bytes"]["base"] > found["peak_memory_bytes"]["model"] > 0
+    assert min(found["peak_memory_bytes"].values()) > min(found["step_memory_bytes"].values()) > 0

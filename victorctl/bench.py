@@ -303,6 +303,7 @@ def _settings(about: Subject, timed: Timed) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "batch_size": len(timed.track.several.ids),
         "layers": about.layers,
+        "hidden_size": about.config.get_text_config().hidden_size,
         "drop_layer": usual.drop_layer,
         "registers": usual.registers,
         "visual_tokens": one.visual,

@@ -144,7 +144,8 @@ def check_data(
 bench_app = typer.Typer(
     cls=CommandItself,
     name="bench",
-    help="Measure speed and memory beside the unconverted model.\n\nExample: victorctl bench train",
+    help="Measure speed and memory beside the unconverted model.\n\n"
+    "Example: victorctl bench --shape llava-1.5-7b",
 )
 
 
