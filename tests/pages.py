@@ -18,7 +18,8 @@ from tests.result_pages import (
     in_short,
     join,
     kinds_of_questions,
-    prefills,
+    lines,
+    speeds,
     stored,
     studies,
     summary,
@@ -33,14 +34,16 @@ README = DOCS.parent / "README.md"
 RUNGS = ("victor", "lora", "registers")  # recipes of the demo that docs/results/ has numbers of
 BEGIN = "<!-- generated: change the code, then run pytest --update-docs -->"
 END = "<!-- end of what is generated -->"
-VALUES = {int: "N", str: "TEXT", Path: "PATH", list[str]: "TEXT"}
+VALUES = {int: "N", float: "X", str: "TEXT", Path: "PATH", list[str]: "TEXT"}
 
 
 def blocks() -> dict[Path, str]:
     """Map each page to the part of it that is generated."""
     groups = {name: {name: do} for name, do in commands(cli.app).items()}
     for group, app in GROUPS.items():
-        groups[group] = {f"{group} {name}": do for name, do in commands(app).items()}
+        groups[group] = {
+            group if name == group else f"{group} {name}": do for name, do in commands(app).items()
+        }
     pages = {
         DOCS / "commands" / f"{name}.md": "\n\n".join(command(*item) for item in group.items())
         for name, group in groups.items()
@@ -62,8 +65,8 @@ def blocks() -> dict[Path, str]:
     measured = {name: stored(f"demo-{name}") for name in RUNGS}
     shown = join(*summary(measured), *studies("demo"), typed(measured))
     pages[README] = in_short(measured["victor"])
-    if file_of("prefill").exists():
-        shown = join(shown, prefills(stored("prefill")))
+    if (measured_by_bench := DOCS / "results" / "bench.jsonl").exists():
+        shown = join(shown, speeds(lines(measured_by_bench)))
     if file_of("bench-train").exists():
         shown = join(shown, training_steps(stored("bench-train")["runs"]))
     pages[DOCS / "results.md"] = join(shown, converting(stored("converting")))
@@ -141,4 +144,6 @@ def code(text: str) -> str:
 
 
 def default_of(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return code(f"[{', '.join(value)}]")
     return "" if value is None else code(str(value).lower())

@@ -30,6 +30,11 @@ def stored(name: str) -> dict[str, Any]:
     return json.loads(file_of(name).read_text(encoding="utf-8"))
 
 
+def lines(file: Path) -> list[dict[str, Any]]:
+    """Read what commands printed with `--json`, one after another."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
 def studies(model: str) -> Iterator[str]:
     """Show what was run of a model's studies."""
     if file_of(f"{model}-positions").exists():
@@ -164,30 +169,53 @@ def costs(measured: dict[str, Any]) -> str:
     )
 
 
-def prefills(found: dict[str, Any]) -> str:
-    """Show how much of the FLOPs that are saved in the prefill are saved in time."""
+def speeds(runs: list[dict[str, Any]]) -> str:
+    """Show what `bench` measured: how much of the saved FLOPs is saved in time, and the rest."""
+    head = ("layers", "k", "wide", "number format", "threads", "prompts at once", "bound")
+    head += ("base", "Victor", "times as fast", "of the bound", "by CPU time", "rate of few rows")
     rows = [
         (
-            row["dtype"],
-            str(row["batch_size"]),
-            *(f"{1000 * row['seconds'][who]:,.0f} ms" for who in ("native", "victor")),
-            times(row["speedup"]),
-            f"{row['share_of_bound']:.2f}",
-            f"{row['rate_of_few_rows']:.2f}",
+            *_sizes(run),
+            times(run["flops"]["bound"]),
+            *(f"{1000 * run['seconds']['prefill'][who]:,.0f} ms" for who in ("base", "model")),
+            times(run["speedup"]["prefill"]),
+            *(f"{run[key]['prefill']:.2f}" for key in ("share_of_bound", "cpu_share_of_bound")),
+            f"{run['product_rate']['ratio']:.2f}",
         )
-        for row in found["rows"]
+        for run in runs
     ]
-    head = (
-        *("number format", "prompts at once", "native", "Victor", "times as fast", "of the bound"),
-        "rate of few rows",
-    )
-    bound = found["flops"]["base"] / found["flops"]["victor"]
+    others = ("layers", "k", "wide", "number format", "threads", "prompts at once", "first token")
+    others += ("2 tokens", "128 tokens", "decoding", "cache", "memory without weights")
+    more = [
+        (
+            *_sizes(run),
+            *(times(run["speedup"][key]) for key in ("time_to_first_token", "generate_2")),
+            times(run["speedup"]["generate_128"]),
+            times(_quotient(run["decode_tokens_per_second"], ("model", "base"))),
+            *(
+                percent(_quotient(run[key], ("model", "base")))
+                for key in ("cache_bytes", "step_memory_bytes")
+            ),
+        )
+        for run in runs
+        if run["speedup"]["generate_128"]
+    ]
+    first = runs[0]
     return (
-        f"Prefill of {found['visual_tokens']} visual and {found['text_tokens']} other tokens, "
-        f"{found['registers']} registers, visual tokens leave at layer {found['drop_layer']} of "
-        f"{found['layers']}, {found['width']} wide, {found['threads']} CPU threads: "
-        f"{times(bound)} fewer FLOPs is the bound.\n\n{table(head, rows)}"
+        f"Prefill of {first['visual_tokens']} visual and {first['text_tokens']} other tokens, "
+        f"{first['registers']} registers:\n\n{table(head, rows)}\n\nThe same runs, vision tower "
+        "included: Victor's times as fast, and its cache and memory as shares of the base's:\n\n"
+        f"{table(others, more)}"
     )
+
+
+def _sizes(run: dict[str, Any]) -> tuple[str, ...]:
+    keys = ("layers", "drop_layer", "hidden_size", "dtype", "threads", "batch_size")
+    return tuple(str(run[key]) for key in keys)
+
+
+def _quotient(numbers: dict[str, float], names: tuple[str, str]) -> float:
+    return numbers[names[0]] / numbers[names[1]]
 
 
 def training_steps(runs: list[dict[str, Any]]) -> str:

@@ -1,206 +1,261 @@
-"""What a training step costs is measured on steps that are what they are called.
+"""Speed, memory and FLOPs are measured of what they are said to be of.
 
-Faults planted and caught: a cache that is full is filled, one that is never full, a tower that is
-trained, memory of a step that counts the weights.
+Faults planted and caught: memory of the model for that of the base, the tower in the prefill, the
+rows of the base in a late layer's product, the base timed with the model's registers.
 """
 
 import importlib
+import json
 from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
 
-from victorctl import peaks
+from tests.victor_models import victor_folder, victor_llava
+from victorctl import cost, peaks
+from victorctl.answering import Contestant
 from victorctl.errors import VictorError
+from victorctl.peaks import Peak
 from victorctl.recipe import Run, load_recipe
+from victorctl.subjects import subject
+from victorctl.timing import Turn
 
 STAGE = importlib.import_module("victorctl.bench")
-TINY = {"layers": 3, "width": 32, "batch_size": 1, "questions": 2, "repeats": 1}
-SECONDS = {"naive": 8.0, "unconverted": 20.0, "live_teacher": 6.0, "cached_teacher": 2.0}
+KEYS = {
+    *("dtype", "threads", "batch_size", "layers", "drop_layer", "registers", "flops", "seconds"),
+    *("speedup", "share_of_bound", "peak_memory_bytes", "cache_bytes", "time_to_first_token"),
+    *("decode_tokens_per_second", "throughput", "spread", "variants"),
+}
+PAIR = {"model", "base"}
 
 
 def recipe(**bench):
-    return load_recipe(flags={f"bench.{name}": value for name, value in (TINY | bench).items()})
+    bench = {"batch_size": 2, "text": 10, "repeats": 1} | bench
+    return load_recipe(flags={f"bench.{name}": value for name, value in bench.items()})
 
 
 def run(**how):
     return Run(**{"device": "cpu", "quiet": True, **how})
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return victor_folder(tmp_path_factory.mktemp("model"), victor_llava(registers=4, drop_layer=2))
+
+
 @pytest.fixture
-def shop():
-    with STAGE._workshop(recipe(), run()) as made:
-        yield made
+def apart(monkeypatch):
+    """Measure no memory: that takes processes."""
+    asked = []
+
+    def answer(work, _about, name, batch):
+        asked.append((work, name, batch))
+        return {"base": Peak(100, 60), "model": Peak(70, 30)}[name]
+
+    monkeypatch.setattr(peaks, "apart", answer)
+    return asked
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Write 6 tokens in place of 128."""
+    monkeypatch.setattr("victorctl.bench.LENGTHS", {"generate_2": 2, "generate_128": 6})
+
+
+@pytest.mark.usefixtures("short")
+def test_everything_is_measured_of_model_base_and_variants(folder, apart, capsys):
+    found = STAGE.bench(
+        folder, recipe=recipe(also=["2@3", "random", "no-image"]), run=run(quiet=False)
+    )
+
+    assert set(found) >= KEYS
+    json.dumps(found, allow_nan=False)
+    assert set(found["flops"]) == {"base", "victor", "tower", "bound", "bound_with_tower"}
+    for key in ("seconds", "spread", "cpu_seconds"):
+        assert all(set(of) == PAIR for of in found[key].values()), key
+    for key in ("peak_memory_bytes", "cache_bytes", "time_to_first_token"):
+        assert set(found[key]) == PAIR, key
+    assert set(found["seconds"]) == {"prefill", "generate_2", "generate_128"}
+    assert set(found["share_of_bound"]) == {"prefill", "time_to_first_token"}
+    assert found["peak_memory_bytes"] == {"model": 70, "base": 100}
+    assert found["step_memory_bytes"] == {"model": 30, "base": 60}
+    assert apart == [(STAGE.measure_memory, "base", 2), (STAGE.measure_memory, "model", 2)]
+    settings = {"batch_size": 2, "layers": 6, "drop_layer": 2, "registers": 4, "dtype": "float32"}
+    settings |= {"visual_tokens": 16, "text_tokens": 10, "measured": folder.name, "device": "cpu"}
+    assert {key: found[key] for key in settings} == settings
+    names = [(one["name"], one["method"], one["registers"]) for one in found["variants"]]
+    assert names == [
+        ("victor:2@3", "victor", 2), ("random:4@2", "random", 4), ("no-image:4@2", "no-image", 4),
+    ]  # fmt: skip
+    for one in found["variants"]:
+        assert {"seconds", "flops", "cache_bytes", "speedup", "share_of_bound"} <= set(one)
+    # Five contestants, four speeds, a round that does not count and one that does.
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("timings 40/40")
+
+
+@pytest.mark.usefixtures("apart")
+def test_flops_and_cache_are_those_of_one_prompt(folder):
+    found = STAGE.bench(folder, recipe=recipe(speeds=["prefill"], also=["no-image"]), run=run())
+
+    shape = cost.shape_of(victor_llava().config)
+    tokens = {"base": [26] * 6, "model": [30] * 2 + [14] * 4}  # 16 visual, 10 others, 4 registers
+    flops = {who: cost.prefill_flops(shape, of) for who, of in tokens.items()}
+    assert (found["flops"]["base"], found["flops"]["victor"]) == (flops["base"], flops["model"])
+    assert found["flops"]["bound"] == flops["base"] / flops["model"]
+    assert found["flops"]["tower"] == cost.vision_flops(shape)
+    assert found["cache_bytes"] == {who: cost.cache_bytes(shape, of) for who, of in tokens.items()}
+    # Two layers of 16 + 4, four of 4.
+    assert found["mean_visual_tokens"] == {"model": pytest.approx(56 / 6), "base": 16}
+    (blind,) = found["variants"]
+    assert (blind["cache_bytes"], blind["mean_visual_tokens"]) == (
+        cost.cache_bytes(shape, [10] * 6),
+        0,
+    )
+    assert found["seconds"]["generate_2"] == {"model": None, "base": None}
+
+
+@pytest.mark.usefixtures("apart", "short")
+def test_contestants_take_turns_on_the_same_prompts(folder, monkeypatch):
+    about = subject(folder, recipe(also=["random"]), run(), (32, 32))
+    track = STAGE.Track.of(about, about.load(), 2)
+    model, told = track.contestants["model"].model, []
+    read, see = model.get_decoder().forward, model.model.vision_tower.forward
+    base = track.contestants["base"].model
+
+    def reading(name, forward):
+        def spy(*given, **named):
+            rows, length = named["inputs_embeds"].shape[:2]
+            told.append((name, rows, length))
+            return forward(*given, **named)
+
+        return spy
+
+    def seeing(*given, **named):
+        told.append(("tower", len(given[0] if given else named["pixel_values"])))
+        return see(*given, **named)
+
+    monkeypatch.setattr(model.get_decoder(), "forward", reading("ours", read), raising=False)
+    monkeypatch.setattr(
+        base.get_decoder(), "forward", reading("base", base.get_decoder().forward), raising=False
+    )
+    monkeypatch.setattr(model.model.vision_tower, "forward", seeing, raising=False)
+
+    def of(name, speed):
+        told.clear()
+        with track.inside(name):
+            track.run(name, speed)()
+        return list(told)
+
+    prompt, batch = 16 + 10, 2
+    assert of("base", "prefill") == [("base", batch, prompt)]
+    assert of("model", "prefill") == [("ours", batch, prompt)]
+    assert of("random:4@2", "prefill") == [("ours", batch, prompt)]
+    assert of("base", "time_to_first_token") == [("tower", 1), ("base", 1, prompt)]
+    assert of("model", "generate_2") == [
+        ("tower", batch), ("ours", batch, prompt), ("ours", batch, 1),
+    ]  # fmt: skip
+    assert len(of("model", "generate_128")) == 1 + 6
+
+
+def test_a_batch_is_halved_until_it_fits(capsys):
+    tried = []
+
+    def work(count):
+        tried.append(count)
+        if count > 4:
+            raise torch.OutOfMemoryError if count == 8 else BrokenProcessPool
+        return "done"
+
+    assert STAGE.largest([16, 8, 4, 2], work, quiet=False) == (4, "done")
+    assert tried == [16, 8, 4]
+    assert "prompts at once: 8 do not fit" in capsys.readouterr().err
+
+
+def test_where_nothing_fits_it_is_said_how_to_need_less():
+    def work(_count):
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(
+        VictorError, match="prompts at once: 3 do not fit into memory\n  fix: use a smaller --batch"
+    ):
+        STAGE.largest([3], work, quiet=True)
+
+
+def test_more_registers_than_a_picture_has_tokens_are_refused():
+    asked = recipe(shape="llava-1.5-7b", layers=3, width_scale=0.01, registers=600)
+    about = subject(None, asked, run(), (32, 32))
+    with pytest.raises(VictorError, match="victor:600@1: a picture has 576 visual tokens"):
+        STAGE.Track.of(about, about.load(), 1)
+
+
+def test_memory_is_that_of_short_answers_after_what_comes_but_once(folder, monkeypatch):
+    told = []
+    monkeypatch.setattr(peaks, "hold_only_what_is_used", lambda: told.append("hold"))
+    held = iter([10, 25])
+    monkeypatch.setattr(peaks, "taken", lambda _device: next(held))
+    monkeypatch.setattr(peaks, "peak_of", lambda work, _device: (work(), 60)[1])
+    generate = STAGE.generate
+    monkeypatch.setattr(
+        STAGE, "generate", lambda *given: told.append(given[1:]) or generate(*given)
+    )
+    about = subject(folder, recipe(), run(), (32, 32))
+
+    assert STAGE.measure_memory(about, "model", 2) == Peak(50, 35)
+    assert [told[0], *((len(prompts.ids), length) for prompts, length in told[1:])] == [
+        "hold", (1, 1), (2, 2),
+    ]  # fmt: skip
+
+
+def test_a_gpus_memory_is_measured_where_time_is(folder, monkeypatch):
+    about = subject(folder, recipe(speeds=["prefill"]), run(), (32, 32))
+    model = about.load()
+    monkeypatch.setattr(type(model), "device", property(lambda _self: torch.device("cuda")))
+    track = STAGE.Track({"base": Contestant(model, None), "model": Contestant(model, None)}, 0, 0)
+    monkeypatch.setattr(STAGE.Track, "of", lambda *_given: track)
+    monkeypatch.setattr(STAGE.Track, "run", lambda *_given: None)
+    monkeypatch.setattr(
+        STAGE, "by_turns", lambda runs, **_how: {name: [Turn(1.0, None)] for name in runs}
+    )
+    monkeypatch.setattr(STAGE.Track, "peak", lambda _self, name, *_given, **_how: f"peak of {name}")
+
+    assert STAGE._time(about, model, {}, 2).memory == {
+        "base": "peak of base", "model": "peak of model",
+    }  # fmt: skip
+
+
+def test_products_are_compared_with_as_many_rows_as_layers_have_tokens(folder, monkeypatch):
+    about = subject(folder, recipe(), run(), (32, 32))
+    track = STAGE.Track.of(about, about.load(), 2)
+    rows = []
+    linear = torch.nn.functional.linear
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "linear",
+        lambda given, matrix: rows.append(len(given)) or linear(given, matrix),
+    )
+    spent = {"few": 4.0, "many": 2.0}
+
+    def turns(runs, **_how):
+        for each in runs.values():
+            each()
+        return {name: [Turn(spent[name], None)] for name in runs}
+
+    monkeypatch.setattr(STAGE, "by_turns", turns)
+
+    # 2 prompts of 10 + 4 tokens in a late layer, 10 + 16 in the base; two of the one for one of
+    # the other, so 56 rows in 4 seconds against 52 in 2.
+    assert STAGE.product_rate(about, track, 1) == {
+        "few_rows": 28, "many_rows": 52, "ratio": pytest.approx(14 / 26),
+    }  # fmt: skip
+    assert rows == [28, 28, 52]
 
 
 @pytest.mark.slow
-def test_time_and_memory_of_every_step_are_measured(capsys):
-    found = STAGE.train(recipe=recipe(), run=run(quiet=False))
+@pytest.mark.parametrize("shape", ["llava-v1.6-mistral-7b", "llava-onevision-qwen2-7b"])
+def test_other_shapes_are_measured_from_a_picture_in_tiles(shape):
+    asked = recipe(shape=shape, layers=3, width_scale=0.03, also=["random"], batch_size=1)
+    found = STAGE.bench(None, recipe=asked, run=run())
 
-    assert set(found["seconds"]) == {*STAGE.STEPS, "fill_cache"}
-    assert all(seconds > 0 for seconds in found["seconds"].values())
-    for key in ("peak_memory_bytes", "step_memory_bytes"):
-        assert list(found[key]) == list(STAGE.STEPS)
-    assert found["peak_memory_bytes"]["naive"] > found["step_memory_bytes"]["naive"] > 0
-    assert found["ratio"]["cached_teacher"] == (
-        found["seconds"]["cached_teacher"] / found["seconds"]["naive"]
-    )
-    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("bench train 14/14")
-
-
-def test_every_step_is_timed_on_what_was_asked_for(monkeypatch):
-    apart = {"peak": 10, "step": 4}
-    monkeypatch.setattr(STAGE, "_apart", lambda *_: apart)
-    found = STAGE.train(recipe=recipe(), run=run())
-
-    assert list(found)[:3] == ["seconds", "cpu_seconds", "peak_memory_bytes"]
-    assert set(found["cpu_seconds"]) == set(found["seconds"])
-    assert set(found["seconds"]) == {*STAGE.STEPS, "fill_cache"}
-    assert found["ratio"]["memory"] == 1
-    settings = {"dtype": "float32", "device": "cpu", "drop_layer": 2, "registers": 8}
-    settings |= {"visual_tokens": 576, "text_tokens": 64, **TINY}
-    assert {name: found[name] for name in settings} == settings
-    assert set(found["steps"]) == set(found["seconds"])
-
-
-def test_the_steps_of_the_converted_model_train_registers_and_leave_the_base(shop, monkeypatch):
-    models = []
-    choose = STAGE.choose_parameters
-    monkeypatch.setattr(
-        STAGE,
-        "choose_parameters",
-        lambda model, settings: models.append(model) or choose(model, settings),
-    )
-    made = STAGE.converted(shop, shop.batch())
-    (model,) = models
-
-    for name, step in made.steps.items():
-        before = {key: value.clone() for key, value in model.state_dict().items()}
-        step()
-        moved = {key for key, value in model.state_dict().items() if not value.equal(before[key])}
-        assert "victor.registers.weight" in moved, name
-        assert all(key.startswith("victor.") for key in moved), name
-    assert set(made.steps) == {"naive", "live_teacher", "cached_teacher", "fill_cache"}
-    registers = sum(value.numel() for value in model.victor.parameters())
-    assert made.parameters == {"model": model.num_parameters(), "trained": registers}
-
-
-def test_the_unconverted_model_is_trained_but_for_its_tower(shop, monkeypatch):
-    models, native = [], STAGE.LlavaForConditionalGeneration
-    monkeypatch.setattr(
-        STAGE,
-        "LlavaForConditionalGeneration",
-        lambda config: models.append(native(config)) or models[-1],
-    )
-    made = STAGE.unconverted(shop, shop.batch())
-    (model,) = models
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-
-    made.steps["unconverted"]()
-
-    moved = {key for key, value in model.state_dict().items() if not value.equal(before[key])}
-    assert moved == {key for key in before if "vision_tower" not in key}
-
-
-def test_the_teacher_is_read_by_all_but_the_step_that_finds_it_on_disk(shop, monkeypatch):
-    asked = []
-    teach, naive = STAGE.Distillation._teach, STAGE.naive_loss
-    monkeypatch.setattr(
-        STAGE.Distillation,
-        "_teach",
-        lambda self, *given: asked.append("teacher") or teach(self, *given),
-    )
-    monkeypatch.setattr(
-        STAGE, "naive_loss", lambda *given: asked.append("teacher") or naive(*given)
-    )
-    steps = STAGE.converted(shop, shop.batch()).steps
-    steps["cached_teacher"]()  # fills its cache, as the round of timings that does not count
-
-    def teachers(name):
-        asked.clear()
-        steps[name]()
-        return len(asked)
-
-    assert {name: [teachers(name), teachers(name)] for name in steps} == {
-        "naive": [1, 1],
-        "live_teacher": [1, 1],
-        "cached_teacher": [0, 0],
-        "fill_cache": [1, 1],
-    }
-    written = sorted(len([*folder.rglob("*.safetensors")]) for folder in shop.folder.iterdir())
-    assert written == [1, 1, 1]  # once for `cached_teacher`, and twice for `fill_cache`
-
-
-def test_memory_is_that_of_the_second_step(shop, monkeypatch):
-    held = iter([100, 150])
-    monkeypatch.setattr(peaks, "taken", lambda _device: next(held))
-    done = []
-    monkeypatch.setattr(
-        STAGE,
-        "converted",
-        lambda _shop, _batch: STAGE.Made({"naive": lambda: done.append("step")}, {}),
-    )
-    monkeypatch.setattr(
-        peaks, "peak_of", lambda step, _device: (done.append("peak"), step())[0] or 190
-    )
-
-    assert STAGE.measure_memory("naive", shop, None) == {"peak": 90, "step": 40}
-    assert done == ["step", "peak", "step"]
-
-    held = iter([100, 150])
-    monkeypatch.setattr(peaks, "peak_of", lambda _step, _device: None)
-    assert STAGE.measure_memory("naive", shop, None) == {"peak": None, "step": None}
-
-
-def test_ratios_are_ours_over_the_naive_step_and_the_cached_one_over_fine_tuning():
-    peaks = {"naive": 100, "unconverted": 400, "live_teacher": 70, "cached_teacher": 50}
-    above = {name: peak - 30 for name, peak in peaks.items()}
-
-    assert STAGE.ratios(SECONDS, peaks, above) == {
-        "live_teacher": 0.75,
-        "cached_teacher": 0.25,
-        "memory": 0.5,
-        "of_unconverted": 0.1,
-        "memory_of_step": 2 / 7,
-        "memory_of_unconverted": 0.125,
-    }
-    unknown = dict.fromkeys(peaks)
-    assert STAGE.ratios(SECONDS, unknown, unknown)["memory"] is None
-
-
-@pytest.mark.parametrize(
-    ("filling", "passes"),
-    [
-        (6.5, 2),  # 6.5 + 2 against 6 + 6
-        (5.9, 1),  # never slower
-        (10.0, 3),  # 10 + 2 is not less than 12; 10 + 4 is less than 18
-    ],
-)
-def test_the_cache_pays_from_the_pass_on_after_which_all_took_less(filling, passes):
-    assert STAGE.pays_after({**SECONDS, "fill_cache": filling}) == passes
-
-
-def test_a_cache_that_saves_nothing_never_pays():
-    assert STAGE.pays_after({**SECONDS, "cached_teacher": 6.0, "fill_cache": 7.0}) is None
-
-
-def test_numbers_in_which_gradients_vanish_are_refused():
-    with pytest.raises(VictorError, match=r"fp16: small gradients vanish.*\n  fix: use --"):
-        STAGE.train(recipe=recipe(), run=run(dtype="fp16"))
-
-
-@pytest.mark.parametrize("error", [BrokenProcessPool(), torch.OutOfMemoryError()])
-def test_full_memory_is_an_error_that_says_how_to_need_less(monkeypatch, error):
-    def full(*_given):
-        raise error
-
-    monkeypatch.setattr(STAGE, "_apart", full)
-    with pytest.raises(
-        VictorError, match="memory ran out, most likely\n  fix: use a smaller --batch"
-    ):
-        STAGE.train(recipe=recipe(), run=run())
-
-
-def test_the_number_format_is_that_which_was_asked_for():
-    with STAGE._workshop(recipe(), run(dtype="bf16")) as made:
-        assert made.dtype == torch.bfloat16
+    assert found["visual_tokens"] > 2000
+    assert found["flops"]["bound"] > 1
+    assert min(found["peak_memory_bytes"].values()) > min(found["step_memory_bytes"].values()) > 0

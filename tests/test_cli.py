@@ -41,7 +41,9 @@ def stages(monkeypatch):
     sys.modules["victorctl.push"].after = lambda _result: ["pull", "ada/victor", "--out", "FOLDER"]
     stand_in("pull", "pull", {"out": "o"})
     stand_in("demo", "demo", {"folder": "d", "eval": {"accuracy": 0.5}})
-    stand_in("bench", "train", {"seconds": {"naive": 1.5}})
+    stand_in("bench_train", "train", {"seconds": {"naive": 1.5}})
+    stand_in("bench", "bench", {"seconds": {"prefill": {"model": 1.5}}})
+    stand_in("speeds", "table", "the table")
     stand_in("families", "describe", {"families": [{"family": "llava"}]})
     stand_in("report", "table", "the table")
     stand_in("data.showing", "show", {"rows": []})
@@ -262,6 +264,7 @@ def test_a_stage_ends_with_the_next_command_on_stderr(victorctl, stages, argumen
         ("recipes", "recipes", "recipes"),
         ("recipes list", "recipes", "recipes"),
         ("recipes keys", "recipes-keys", "keys"),
+        ("bench m", "bench", "seconds"),
         ("bench train", "bench-train", "seconds"),
     ],
 )
@@ -301,7 +304,7 @@ def test_the_example_of_every_command_runs(victorctl, stages, example, tmp_path,
 
 
 def test_every_command_says_in_one_line_what_it_does(victorctl):
-    assert len(EXAMPLES) == 15
+    assert len(EXAMPLES) == 16
     for info in ALL:
         about, empty, example = info.callback.__doc__.strip().splitlines()
         assert (about[-1], empty, example.split()[0]) == (".", "", "Example:")
@@ -367,7 +370,7 @@ def test_command_bodies_are_straight_lines():
         and any("command" in ast.dump(d) for d in node.decorator_list)
     ]
 
-    assert len(commands) == 15
+    assert len(commands) == 16
     for command in commands:
         found = [type(node).__name__ for node in ast.walk(command) if isinstance(node, branches)]
         assert not found, f"{command.name} has {found}"

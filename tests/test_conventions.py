@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "victorctl").rglob("*.py"))
-STAGES = {"convert", "finetune", "evaluate", "push", "pull", "inspect", "bench"}
+STAGES = {"convert", "finetune", "evaluate", "push", "pull", "inspect", "bench", "bench_train"}
 
 # Nothing reaches a module on a line below its own. Helpers that stand on no line fit anywhere
 # above the stages.

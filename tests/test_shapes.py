@@ -1,11 +1,17 @@
-"""The model that speed is measured on has LLaVA-1.5's proportions."""
+"""Models that speed is measured on have the proportions of published ones."""
 
+from dataclasses import replace
+from typing import get_args
+
+import pytest
 import torch
-from transformers import LlavaForConditionalGeneration
+from transformers import AutoConfig, LlavaForConditionalGeneration
 
+from tests.estimate_pages import PUBLISHED
 from victorctl import cost
 from victorctl.data.batches import IGNORED
-from victorctl.shapes import IMAGE, Shape, draw
+from victorctl.sections import Shape as ShapeName
+from victorctl.shapes import IMAGE, SIZES, Shape, draw
 
 
 def parts(config):
@@ -24,17 +30,32 @@ def parts(config):
     return [sum(value.numel() for value in group) for group in groups]
 
 
-def test_in_its_own_sizes_it_is_llava_1_5():
-    config = Shape(32, 4096).config(registers=8)
-    text, tower = config.text_config, config.vision_config
+@pytest.mark.parametrize(
+    ("name", "published", "drop_layer"),
+    [
+        ("llava-1.5-7b", "llava-1.5-7b-hf", 3),
+        ("llava-1.5-13b", "llava-1.5-13b-hf", 4),
+        ("llava-v1.6-mistral-7b", "llava-v1.6-mistral-7b-hf", 3),
+        ("llava-onevision-qwen2-7b", "llava-onevision-qwen2-7b-ov-hf", 3),
+    ],
+)
+def test_in_its_own_sizes_a_shape_is_the_published_model(name, published, drop_layer):
+    shape = Shape.scaled(name, None, 1.0)
+    config = shape.config(8)
+    wanted = AutoConfig.from_pretrained(PUBLISHED / published)
 
-    # numbers of llava-hf/llava-1.5-7b-hf
-    assert (text.hidden_size, text.intermediate_size, text.num_hidden_layers) == (4096, 11008, 32)
-    assert (text.num_attention_heads, text.head_dim, text.vocab_size) == (32, 128, 32064)
-    assert (tower.hidden_size, tower.intermediate_size, tower.num_hidden_layers) == (1024, 4096, 24)
-    assert (tower.num_attention_heads, tower.image_size, tower.patch_size) == (16, 336, 14)
-    assert config.victor == {"registers": 8, "drop_layer": 3, "positions": "overlay"}
-    assert config.image_seq_length == cost.shape_of(config).projected == 576
+    own, other = (replace(cost.shape_of(each), value_bytes=2) for each in (config, wanted))
+    assert own == other
+    for part in ("image_size", "patch_size", "num_attention_heads"):
+        assert getattr(config.vision_config, part) == getattr(wanted.vision_config, part)
+    grids = [getattr(each, "image_grid_pinpoints", None) for each in (config, wanted)]
+    assert grids[0] == grids[1]
+    assert (config.victor["registers"], config.victor["drop_layer"]) == (8, drop_layer)
+    assert shape.proportional_drop_layer() == drop_layer
+
+
+def test_every_shape_that_a_recipe_can_name_has_sizes():
+    assert list(SIZES) == list(get_args(ShapeName))
 
 
 def test_an_eighth_as_wide_every_part_has_a_sixtyfourth_of_the_parameters():
@@ -73,7 +94,41 @@ def test_questions_have_their_text_on_both_sides_of_the_picture_and_end_in_an_an
     assert len(set(batch.keys)) == 6
 
 
+@pytest.mark.parametrize(
+    ("layers", "drop_layer", "bound"),
+    [(32, 3, 5.08), (16, 2, 4.44), (8, 1, 4.44), (3, 1, 2.42)],  # 3 of 32 layers, rounded
+)
+def test_the_layers_that_see_visual_tokens_shrink_in_proportion(layers, drop_layer, bound):
+    shape = Shape(layers, 64)
+    assert shape.proportional_drop_layer() == drop_layer
+    # Tokens in all layers of the base over those of Victor: (576 + 64) n over 648 k + 72 (n - k).
+    assert 640 * layers / (648 * drop_layer + 72 * (layers - drop_layer)) == pytest.approx(
+        bound, abs=0.005
+    )
+
+
+def test_keys_stay_as_many_for_each_query_and_heads_as_wide():
+    quarter = Shape.scaled("llava-v1.6-mistral-7b", 8, 0.25).config(8).text_config
+    narrow = Shape.scaled("llava-onevision-qwen2-7b", 8, 0.01).config(8).text_config
+
+    # Mistral: 32 heads of 128 with 8 of keys; a quarter of each.
+    assert (quarter.hidden_size, quarter.intermediate_size) == (1024, 3584)
+    assert (quarter.num_attention_heads, quarter.num_key_value_heads, quarter.head_dim) == (
+        8,
+        2,
+        128,
+    )
+    # Qwen2: 28 heads with 4 of keys; one of keys at least, and 32 wide at least.
+    assert (narrow.hidden_size, narrow.num_attention_heads, narrow.num_key_value_heads) == (
+        32,
+        7,
+        1,
+    )
+    assert narrow.head_dim == 4
+
+
 def test_the_shape_says_how_it_was_scaled():
     said = Shape(8, 512).said()
+    assert "LLaVA-1.5-7B's proportions" in said
     assert "512/4096 of its widths" in said
     assert "8 of 32 layers" in said

@@ -1,5 +1,7 @@
 """Speed is measured by turns, on exactly the work that is named."""
 
+from contextlib import contextmanager, nullcontext
+
 import pytest
 import torch
 
@@ -9,19 +11,18 @@ from victorctl import timing
 from victorctl.answering import Contestant, Greedy
 from victorctl.contestants import Base
 from victorctl.questions import prepare, questions
-from victorctl.timing import by_turns, decode_rate, speed
+from victorctl.timing import by_turns, cpu_medians, decode_rate, medians, speed
 
 CPU = torch.device("cpu")
 
 
 class Clock:
-    """Time that passes only when something is done."""
+    """Time that passes only when something is done; the CPU works for half of it."""
 
-    def __init__(self):
+    def __init__(self, monkeypatch):
         self.now = 0.0
-
-    def __call__(self):
-        return self.now
+        monkeypatch.setattr(timing.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(timing.time, "process_time", lambda: self.now / 2)
 
     def spend(self, *seconds):
         left = iter(seconds)
@@ -32,9 +33,8 @@ class Clock:
         return run
 
 
-def test_the_median_of_turns_counts_and_the_first_round_does_not(monkeypatch):
-    clock, order = Clock(), []
-    monkeypatch.setattr(timing.time, "perf_counter", clock)
+def test_runs_take_turns_and_the_first_round_does_not_count(monkeypatch):
+    clock, order = Clock(monkeypatch), []
     a, b = clock.spend(90, 3, 1, 2), clock.spend(80, 10, 70, 20)
 
     found = by_turns(
@@ -44,23 +44,61 @@ def test_the_median_of_turns_counts_and_the_first_round_does_not(monkeypatch):
     )
 
     assert order == list("abababab")
-    assert found == {"a": 2, "b": 20}  # medians, neither means (2, 33) nor fastest (1, 10)
+    assert found == {"a": [(3, 1.5), (1, 0.5), (2, 1)], "b": [(10, 5), (70, 35), (20, 10)]}
+    # medians, neither means (2, 33) nor fastest (1, 10)
+    assert medians(found) == {"a": 2, "b": 20}
+    assert cpu_medians(found) == {"a": 1, "b": 10}
 
 
-def test_a_gpu_is_waited_for_before_and_after(monkeypatch):
-    clock, gpu = Clock(), torch.device("cuda", 1)
-    monkeypatch.setattr(timing.time, "perf_counter", clock)
-    waiting = [5.0, 2.0] * 2  # left over from before, then what was started now
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: clock.spend(waiting.pop(0))())
+def test_what_surrounds_a_run_is_not_timed(monkeypatch):
+    clock, entered = Clock(monkeypatch), []
 
-    assert by_turns({"a": lambda: None}, repeats=1, device=gpu) == {"a": 2.0}
-    assert waiting == []
+    @contextmanager
+    def inside(name):
+        clock.spend(100)()
+        entered.append(name)
+        yield
+        clock.spend(100)()
+
+    found = by_turns({"a": clock.spend(5, 7)}, repeats=1, device=CPU, inside=inside)
+
+    assert found == {"a": [(7, 3.5)]}
+    assert entered == ["a", "a"]
+
+
+def test_a_gpus_events_are_the_clock_and_its_earlier_work_is_waited_for(monkeypatch):
+    gpu, told = torch.device("cuda", 1), []
+
+    class Event:
+        def __init__(self, *, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            told.append("record")
+
+        def synchronize(self):
+            told.append("wait for the event")
+
+        def elapsed_time(self, _end):
+            return 2500.0  # milliseconds
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: told.append(device))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(told.append("on it")))
+
+    found = by_turns({"a": lambda: told.append("run")}, repeats=1, device=gpu)
+
+    assert found == {"a": [(2.5, None)]}
+    assert cpu_medians(found) == {"a": None}
+    turn = ["on it", gpu, "record", "run", "record", "wait for the event"]
+    assert told == [*turn, *turn]
 
 
 def test_the_decode_rate_counts_what_comes_after_the_second_token():
     # 126 more tokens for each of 4 questions in 3.5 - 0.5 seconds.
     assert decode_rate({"generate_2": 0.5, "generate_128": 3.5}, batch=4) == 4 * 126 / 3
     assert decode_rate({"generate_2": 0.5, "generate_128": 0.5}, batch=4) is None
+    assert decode_rate({"generate_2": None, "generate_128": 0.5}, batch=4) is None
 
 
 def test_model_and_base_are_timed_on_the_same_work(monkeypatch, capsys):
@@ -87,7 +125,7 @@ def test_model_and_base_are_timed_on_the_same_work(monkeypatch, capsys):
 
     monkeypatch.setattr(model, "generate", count)
     monkeypatch.setattr(model.model, "get_image_features", look)
-    monkeypatch.setattr(timing, "LONG", 6)
+    monkeypatch.setattr(timing, "LENGTHS", {"generate_2": 2, "generate_6": 6})
     greedy = Greedy(processor, tuple(range(5, 60)))  # nearly every token would end an answer
 
     found = speed(contestants, one=one, several=several, greedy=greedy, repeats=1, quiet=False)

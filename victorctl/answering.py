@@ -39,6 +39,42 @@ class Contestant:
     pictures: bool = True
 
 
+def settings_for(most: int, least: int, stop: Sequence[int], padding: int) -> GenerationConfig:
+    """Set greedy generation up, every setting that `generate` would take from the model's own.
+
+    Args:
+        most: Stop after so many tokens.
+        least: Do not stop before so many.
+        stop: Tokens that end an answer.
+        padding: What fills up shorter answers.
+    """
+    return GenerationConfig(
+        max_new_tokens=most,
+        min_new_tokens=least,
+        eos_token_id=list(stop),
+        pad_token_id=padding,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+    )
+
+
+@torch.inference_mode()
+def write(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    settings: GenerationConfig,
+    watch: "Beginning | None" = None,
+) -> Tensor:
+    """Let a model write tokens after prompts, and return those alone [b, new]."""
+    watching = LogitsProcessorList([] if watch is None else [watch])
+    output = model.generate(**inputs, generation_config=settings, logits_processor=watching)
+    return output[:, inputs["input_ids"].shape[1] :]
+
+
 @dataclass(frozen=True)
 class Greedy:
     """Greedy generation: what stops it, and how answers are read.
@@ -58,7 +94,6 @@ class Greedy:
         stop = processor.tokenizer.eos_token_id if stop is None else stop
         return cls(processor, (stop,) if isinstance(stop, int) else tuple(stop))
 
-    @torch.inference_mode()
     def generate(  # noqa: PLR0913
         self,
         who: Contestant,
@@ -82,24 +117,9 @@ class Greedy:
         Returns:
             The new tokens [b, most or fewer].
         """
-        settings = GenerationConfig(
-            max_new_tokens=most,
-            min_new_tokens=least,
-            eos_token_id=list(self.stop),
-            pad_token_id=padding_token(self.processor),
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            temperature=1.0,
-            top_k=50,
-            top_p=1.0,
-        )  # all of them, as `generate` would take what is left open from the model's own
+        settings = settings_for(most, least, self.stop, padding_token(self.processor))
         with who.acting(rows):
-            watching = [] if watch is None else [watch]
-            output = who.model.generate(
-                **inputs, generation_config=settings, logits_processor=LogitsProcessorList(watching)
-            )
-        return output[:, inputs["input_ids"].shape[1] :]
+            return write(who.model, inputs, settings, watch)
 
     def read(self, written: Tensor) -> list[str]:
         """Turn new tokens into answers."""

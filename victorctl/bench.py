@@ -1,324 +1,317 @@
-"""The bench stage: what a training step costs, on a model of random weights."""
+"""The bench stage: time, memory and FLOPs of a model beside the unconverted one, by turns."""
 
+import gc
 import platform
-import signal
-import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from statistics import median
-from typing import Any, NamedTuple
+from statistics import fmean
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import nn
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import PreTrainedModel
 
-from victorctl import peaks
-from victorctl.collation import Batch
-from victorctl.conversion import default_drop_layer
-from victorctl.distill import Distillation
+from victorctl import cost, peaks
+from victorctl.answering import Contestant
+from victorctl.contestants import BASE, MODEL
 from victorctl.errors import VictorError
-from victorctl.modeling_victor import VictorLlava
+from victorctl.features import noise
+from victorctl.measures import pair
+from victorctl.peaks import Peak
 from victorctl.recipe import Recipe, Run
-from victorctl.rungs import choose_parameters, make_optimizer
-from victorctl.runtime import progress, resolve, seed_everything, set_threads
-from victorctl.shapes import TEXT, VISUAL, Shape, draw
-from victorctl.steps import Trainee, answer_loss, naive_loss
-from victorctl.teacher import TeacherCache
-from victorctl.timing import by_turns
+from victorctl.runtime import progress, say, seed_everything, set_threads
+from victorctl.speeds import FIRST, Load, against, bounds_of, paired, summarise
+from victorctl.subjects import SMALLER, Subject, subject
+from victorctl.timing import LENGTHS, LONG, SHORT, Turn, by_turns, medians
+from victorctl.trials import Trial, cached_bytes, generate, prefill, trial
+from victorctl.variants import unconverted
 
-Step = Callable[[], None]
-STEPS = ("naive", "unconverted", "live_teacher", "cached_teacher")
-FILLING = "fill_cache"  # timed beside them: what the cache costs before it saves anything
-FINE_TUNING = 2e-5  # learning rate of LLaVA 1.5
+Found = TypeVar("Found")
+
+PICTURE = 480, 640  # height and width of most pictures in COCO
+PRODUCTS = 5  # timings of a matrix product, for each of the recipe's repeats
 MEANING = {
-    "naive": "the same step on whole sequences, each question by itself, a gradient at every "
-    "position, the teacher read live; pictures are seen once, logits made at answers only",
-    "unconverted": "full fine-tuning of language model and projector, the tower frozen, "
-    "cross-entropy on the answers; AdamW in the weights' number format",
-    "live_teacher": "finetune's step, the teacher read every time",
-    "cached_teacher": "finetune's step, the teacher's predictions found on disk",
-    FILLING: "finetune's step where nothing is on disk yet, its writing included",
+    "flops": "of one prompt, by formula: matrix products and attention (all of its square) of the "
+    "language model; tower: of vision tower and projector; bound: base over victor",
+    "prefill": "the language model reads a batch of prompts, whose pictures were seen before",
+    FIRST: "one prompt, from its pixels to its first new token",
+    "generate": f"a batch, from its pixels to {SHORT} or {LONG} new tokens each",
+    "decode_tokens_per_second": "of a batch, between the two",
+    "spread": "the fastest and the slowest time",
+    "cpu_seconds": "of all threads together; other processes change it less",
+    "cache_bytes": "keys and values of one prompt, as the tensors have them",
+    "peak_memory_bytes": f"of generate_{SHORT}, weights included; step: without",
+    "product_rate": "FLOPs a second of a product with the MLP's matrix and as many rows as a late "
+    "layer has tokens, over those of one with as many as the base has",
+    "base": "the native class with the same weights",
 }
 
-ON_CPU = (
-    "each step in a process of its own, taken twice; the second's peak (VmHWM, begun anew) less "
-    "what the process held once all was imported; step_memory_bytes: less what it held before"
-)
-ON_GPU = (
-    "each step in a process of its own, taken twice; torch.cuda.max_memory_allocated of the "
-    "second; step_memory_bytes: less what was allocated before"
-)
 
-
-class Workshop(NamedTuple):
-    """What steps are made from, and what is known of it.
+@dataclass(frozen=True)
+class Track:
+    """Whatever is compared, on the same prompts.
 
     Args:
-        recipe: Sections `bench`, `train` and `victor`.
-        device: Where to compute.
-        dtype: Number format of the weights.
-        folder: For what the teacher says.
+        contestants: By name.
+        several: A batch of prompts.
+        one: One prompt.
     """
 
-    recipe: Recipe
-    device: torch.device
-    dtype: torch.dtype
-    folder: Path
+    contestants: Mapping[str, Contestant]
+    several: Trial
+    one: Trial
 
-    @property
-    def shape(self) -> Shape:
-        """Sizes of the model."""
-        return Shape(self.recipe.bench.layers, self.recipe.bench.width)
+    @classmethod
+    def of(cls, about: Subject, model: PreTrainedModel, batch: int) -> "Track":
+        """Set up base, model and variants, all with the model's weights, and draw prompts.
 
-    @property
-    def config(self) -> LlavaConfig:
-        """Configuration of the model, converted or not."""
-        return self.shape.config(self.recipe.victor.registers)
+        Raises:
+            VictorError: If a picture has fewer visual tokens than something needs.
+        """
+        seed, text = about.recipe.seed, about.recipe.bench.text
+        several, one = (trial(model, count, text, about.picture, seed) for count in (batch, 1))
+        about.check(visual=one.visual)
+        others = {name: variant.contestant(model, seed) for name, variant in about.variants.items()}
+        return cls({BASE: unconverted(model)} | others, several, one)
 
-    def batch(self) -> Batch:
-        """Draw what every step reads."""
-        bench = self.recipe.bench
-        made = draw(self.config, bench.batch_size, bench.questions, bench.text_before)
-        return made.to(self.device)
+    def inside(self, name: str) -> AbstractContextManager[None]:
+        """Let a contestant act; entering takes time that is not measured."""
+        return self.contestants[name].acting(self.several.rows)
 
-    def empty_cache(self) -> TeacherCache:
-        """Make a cache that knows nothing yet."""
-        return TeacherCache({}, Path(tempfile.mkdtemp(dir=self.folder)))
+    def run(self, name: str, speed: str) -> Callable[[], Any]:
+        """Make what is timed."""
+        who = self.contestants[name]
+        prompts = self._shown(who, self.one if speed == FIRST else self.several)
+        if speed == "prefill":
+            return partial(prefill, who.model, prompts)
+        return partial(generate, who.model, prompts, LENGTHS.get(speed, 1))
+
+    def cache_bytes(self, name: str) -> int:
+        """Measure a contestant's cache after one prompt."""
+        who = self.contestants[name]
+        with who.acting(self.one.rows):
+            return cached_bytes(prefill(who.model, self._shown(who, self.one)))
+
+    def peak(self, name: str, device: torch.device, imports: int) -> Peak:
+        """Measure what a contestant's answers of two tokens take."""
+        work = self.run(name, f"generate_{SHORT}")
+        with self.inside(name):
+            self.run(name, FIRST)()  # what comes once and stays is there now
+            return peaks.measure(lambda: work, device, imports=imports)
+
+    @staticmethod
+    def _shown(who: Contestant, prompts: Trial) -> Trial:
+        return prompts if who.pictures else prompts.without_pictures()
 
 
-class Made(NamedTuple):
-    """Steps by name, and how many parameters their model has or trains."""
-
-    steps: dict[str, Step]
-    parameters: dict[str, int]
-
-
-def train(*, recipe: Recipe, run: Run) -> dict[str, Any]:
-    """Measure a training step of a converted model beside its alternatives.
-
-    Time is taken in this process, by turns; memory of each in a process of its own.
+class Timed(NamedTuple):
+    """What was measured of contestants, by name.
 
     Args:
-        recipe: Sections `bench`, `train` and `victor`, and the seed.
-        run: On what; `auto` is float32 on a CPU and bfloat16 on a GPU.
+        track: They were on.
+        turns: Of each, by what was timed.
+        memory: Of model and base.
+    """
+
+    track: Track
+    turns: dict[str, dict[str, list[Turn]]]
+    memory: dict[str, Peak]
+
+
+def bench(
+    model: Path | None, *, recipe: Recipe, run: Run, picture: tuple[int, int] = PICTURE
+) -> dict[str, Any]:
+    """Measure speed, memory and FLOPs of a model, its base and whatever else is asked for.
+
+    Args:
+        model: A folder that `convert` or `finetune` wrote; None for the recipe's `bench.shape`.
+        recipe: Section `bench`, the seed, and for a shape section `victor`.
+        run: On what; for a shape `auto` is float32 on a CPU and bfloat16 on a GPU.
+        picture: Height and width of the pictures, for families that cut them into tiles.
 
     Returns:
-        The keys of `bench train --json`.
+        The keys of `bench --json`.
 
     Raises:
-        VictorError: If the device, the number format or the threads do not fit, or memory runs
-            out.
+        VictorError: If there is not one of folder and shape, a number is more than the model has,
+            or memory is too small.
     """
     set_threads(run.threads)
-    repeats = recipe.bench.repeats
-    total = len(STEPS) + (len(STEPS) + 1) * (repeats + 1)
-    with (
-        progress("bench train", total, quiet=run.quiet, ticking=False) as bar,
-        _workshop(recipe, run) as shop,
-        _fitting(),
-    ):
-        found = {}
-        for name in STEPS:
-            found[name] = _apart(name, shop, run.threads)
-            bar.advance(text=f"memory of {name}")
-        made = [make(shop, shop.batch()) for make in (converted, unconverted)]
-        steps = made[0].steps | made[1].steps
-        spent: dict[str, list[float]] = {name: [] for name in steps}
-        seconds = by_turns(
-            {name: partial(_counted, step, spent[name]) for name, step in steps.items()},
-            repeats=repeats,
-            device=shop.device,
-            done=partial(bar.advance, text="timings"),
-        )
-    peaks = {name: one["peak"] for name, one in found.items()}
-    above = {name: one["step"] for name, one in found.items()}
-    return {
-        "seconds": seconds,
-        "cpu_seconds": {name: median(each[1:]) for name, each in spent.items()},
-        "peak_memory_bytes": peaks,
-        "step_memory_bytes": above,
-        "ratio": ratios(seconds, peaks, above),
-        "cache_pays_after": pays_after(seconds),
-        **_settings(shop, made[0].parameters | made[1].parameters),
-    }
+    about = subject(model, recipe, run, picture)
+    sizes, memory = about.batches(), {}
+    if about.device.type == "cpu":
+        batch, memory = largest(sizes, partial(_memory_apart, about), quiet=run.quiet)
+        sizes = [batch]
+    seed_everything(recipe.seed)
+    network = about.load()
+    work = partial(_time, about, network, memory)
+    batch, timed = largest(sizes, work, quiet=run.quiet)
+    rate = product_rate(about, timed.track, recipe.bench.repeats)
+    return _numbers(about, timed) | {"product_rate": rate} | _settings(about, timed)
 
 
-def ratios(
-    seconds: dict[str, float], peaks: dict[str, int | None], above: dict[str, int | None]
-) -> dict[str, float | None]:
-    """Compare our steps with the naive one, and with fine-tuning the unconverted model.
+def largest(
+    sizes: Sequence[int], work: Callable[[int], Found], *, quiet: bool
+) -> tuple[int, Found]:
+    """Do some work with as many prompts at once as fit.
 
     Args:
-        seconds: Of each step.
-        peaks: Bytes that each takes at its most, weights and optimiser included.
-        above: The same without what is there between two steps.
+        sizes: To try, the most first.
+        work: Given a size.
+        quiet: Say nothing of those that do not fit.
+
+    Raises:
+        VictorError: If none does.
     """
-
-    def of(values: dict[str, Any], name: str, other: str) -> float | None:
-        return None if values[name] is None else values[name] / values[other]
-
-    return {
-        "live_teacher": of(seconds, "live_teacher", "naive"),
-        "cached_teacher": of(seconds, "cached_teacher", "naive"),
-        "memory": of(peaks, "cached_teacher", "naive"),
-        "of_unconverted": of(seconds, "cached_teacher", "unconverted"),
-        "memory_of_step": of(above, "cached_teacher", "naive"),
-        "memory_of_unconverted": of(peaks, "cached_teacher", "unconverted"),
-    }
+    for count in sizes:
+        try:
+            return count, work(count)
+        except (BrokenProcessPool, torch.OutOfMemoryError):
+            say(f"prompts at once: {count} do not fit into memory", quiet=quiet)
+        gc.collect()  # what the error held
+        torch.cuda.empty_cache()
+    raise VictorError(f"prompts at once: {sizes[-1]} do not fit into memory", fix=SMALLER)
 
 
-def pays_after(seconds: dict[str, float]) -> int | None:
-    """Count the passes over the data from which on keeping the teacher's predictions saves time.
-
-    The first pass fills the cache, the others find it full; without it every pass asks the teacher.
-
-    Returns:
-        None if it never does.
-    """
-    saved = seconds["live_teacher"] - seconds["cached_teacher"]
-    if saved <= 0:
-        return None
-    return max(1, 1 + int((seconds[FILLING] - seconds["cached_teacher"]) // saved))
-
-
-def unconverted(shop: Workshop, batch: Batch) -> Made:
-    """Make the step that fine-tunes the unconverted model."""
-    native = LlavaForConditionalGeneration(shop.config).to(shop.device, shop.dtype).eval()
-    native.model.vision_tower.requires_grad_(False)
-    parameters = [value for value in native.parameters() if value.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=FINE_TUNING, weight_decay=0.0)
-    trainee = Trainee(parameters, optimizer, shop.recipe.train.clip)
-    steps = {"unconverted": partial(trainee.step, partial(answer_loss, native, batch))}
-    return Made(steps, {"unconverted": _count(parameters)})
-
-
-def converted(shop: Workshop, batch: Batch) -> Made:
-    """Make the steps that train the converted model, all of them one model."""
-    settings = shop.recipe.train
-    model = VictorLlava(shop.config).to(shop.device, shop.dtype).eval()
-    chosen = choose_parameters(model, settings)
-    trainee = Trainee([*chosen.values()], make_optimizer(chosen, settings), settings.clip)
-    live, known, filling = (Distillation(model, settings) for _ in range(3))
-    known.known = shop.empty_cache()
-
-    def remember(distillation: Distillation) -> None:
-        trainee.step(lambda: distillation(batch).total)
-        distillation.known.flush()  # writes nothing where all was known
-
-    def fill() -> None:
-        filling.known = shop.empty_cache()
-        remember(filling)
-
-    steps = {
-        "naive": partial(trainee.step, partial(naive_loss, model, settings, batch)),
-        "live_teacher": partial(trainee.step, lambda: live(batch).total),
-        "cached_teacher": partial(remember, known),
-        FILLING: fill,
-    }
-    counts = {"model": _count(model.parameters()), "trained": _count(chosen.values())}
-    return Made(steps, counts)
-
-
-def measure_memory(name: str, shop: Workshop, threads: int | None) -> dict[str, int | None]:
-    """Take a step twice in a process that does nothing else, and measure the second.
-
-    Returns:
-        Bytes at the most: `peak`, above what was there once all was imported; `step`, above what
-        was there before the step. None where this cannot be measured.
-    """
-    set_threads(threads)
-    seed_everything(shop.recipe.seed)
+def measure_memory(about: Subject, name: str, batch: int) -> Peak:
+    """Measure what one contestant takes, in a process that does nothing else."""
+    set_threads(about.run.threads)
+    seed_everything(about.recipe.seed)
     peaks.hold_only_what_is_used()
-    imports = peaks.taken(shop.device)
-    make = unconverted if name == "unconverted" else converted
-    step = make(shop, shop.batch()).steps[name]
-    step()  # now the optimiser has its moments, and the cache what the teacher said
-    before = peaks.taken(shop.device)
-    peak = peaks.peak_of(step, shop.device)
-    if peak is None:
-        return {"peak": None, "step": None}
-    return {"peak": peak - imports, "step": peak - before}
+    imports = peaks.taken(about.device)
+    return Track.of(about, about.load(), batch).peak(name, about.device, imports)
 
 
-def _apart(name: str, shop: Workshop, threads: int | None) -> dict[str, int | None]:
-    """Measure memory in a process of its own: what others have freed is not this one's.
+def _memory_apart(about: Subject, batch: int) -> dict[str, Peak]:
+    """Measure memory on a CPU: of base and model, each in a process of its own."""
+    found = {}
+    with progress("memory", 2, quiet=about.run.quiet) as bar:
+        for name in (BASE, MODEL):
+            found[name] = peaks.apart(measure_memory, about, name, batch)
+            bar.advance(text=name)
+    return found
 
-    Ctrl-C ends it without a word, as this process has its say.
+
+def _time(about: Subject, model: PreTrainedModel, memory: Mapping[str, Peak], batch: int) -> Timed:
+    """Time everything on a batch by turns, and on a GPU measure memory."""
+    track, bench, device = Track.of(about, model, batch), about.recipe.bench, model.device
+    turns: dict[str, dict[str, list[Turn]]] = {name: {} for name in track.contestants}
+    total = len(bench.speeds) * (bench.repeats + 1) * len(turns)
+    with progress("timings", total, quiet=about.run.quiet, ticking=False) as bar:
+        for speed in bench.speeds:
+            runs = {name: track.run(name, speed) for name in turns}
+            done = partial(bar.advance, text=speed)
+            how = {"repeats": bench.repeats, "device": device, "done": done}
+            for name, of in by_turns(runs, inside=track.inside, **how).items():
+                turns[name][speed] = of
+    if device.type == "cuda":
+        memory = {name: track.peak(name, device, imports=0) for name in (BASE, MODEL)}
+    return Timed(track, turns, dict(memory))
+
+
+def product_rate(about: Subject, track: Track, repeats: int) -> dict[str, float]:
+    """Compare the rates of matrix products with few rows and with many.
+
+    Returns:
+        Rows in a late layer and in the base, and `ratio`: the rate of the one over that of the
+        other; less than one where few rows cost more each.
     """
-    with ProcessPoolExecutor(
-        1,
-        mp_context=get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_DFL),
-    ) as pool:
-        return pool.submit(measure_memory, name, shop, threads).result()
+    shape, batch = cost.shape_of(about.config), len(track.several.ids)
+    text, visual = track.several.text, track.several.visual
+    many = batch * (text + visual)
+    few = batch * (text + about.variants[MODEL].registers)
+    with torch.device(about.device):
+        matrix = torch.empty(shape.mlp, shape.hidden, dtype=about.dtype).normal_(std=0.02)
+        rows = torch.empty(many, shape.hidden, dtype=about.dtype).normal_()
+    times = max(1, round(many / few))
+
+    @torch.inference_mode()
+    def multiply(count: int, often: int) -> None:
+        for _ in range(often):
+            torch.nn.functional.linear(rows[:count], matrix)
+
+    runs = {"few": partial(multiply, few, times), "many": partial(multiply, many, 1)}
+    spent = medians(by_turns(runs, repeats=PRODUCTS * repeats, device=about.device))
+    ratio = (few * times / spent["few"]) / (many / spent["many"])
+    return {"few_rows": few, "many_rows": many, "ratio": ratio}
 
 
-@contextmanager
-def _fitting() -> Iterator[None]:
-    """Let full memory be an error that says how a step needs less."""
-    try:
-        yield
-    except (BrokenProcessPool, torch.OutOfMemoryError) as error:
-        raise VictorError(
-            "a step was ended before it was done: memory ran out, most likely",
-            fix="use a smaller --batch-size, --width or --layers",
-        ) from error
+def _loads(about: Subject, track: Track) -> dict[str, Load]:
+    """Count what a prompt costs each contestant."""
+    config, shape = about.config, cost.shape_of(about.config)
+    one = {"visual": track.one.visual, "text": track.one.text}
+    tiles = noise(track.contestants[BASE].model, about.picture, "meta")["pixel_values"]
+    tower = tiles.shape[:-3].numel() * cost.vision_flops(shape)
+
+    def load(name: str, flops: float, seeing: float, tokens: Sequence[int]) -> Load:
+        return Load(flops, seeing, track.cache_bytes(name), fmean(tokens) - one["text"])
+
+    whole = (sum(one.values()),) * shape.layers
+    found = {BASE: load(BASE, cost.prefill_flops(shape, whole), tower, whole)}
+    for name, variant in about.variants.items():
+        flops, tokens = variant.flops(config, **one), variant.tokens(shape.layers, **one)
+        found[name] = load(name, flops, tower * variant.pictures, tokens)
+    return found
 
 
-@contextmanager
-def _workshop(recipe: Recipe, run: Run) -> Iterator[Workshop]:
-    device, dtype = resolve(run)
-    if dtype == "auto":
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    if dtype == torch.float16:
-        raise VictorError(
-            "--dtype fp16: small gradients vanish in float16", fix="use --dtype bf16 or fp32"
-        )
-    seed_everything(recipe.seed)
-    with tempfile.TemporaryDirectory(prefix="victorctl-bench-") as folder:
-        yield Workshop(recipe, device, dtype, Path(folder))
+def _numbers(about: Subject, timed: Timed) -> dict[str, Any]:
+    """Put what was measured and counted beside each other."""
+    track, loads = timed.track, _loads(about, timed.track)
+    batch = len(track.several.ids)
+    found = {name: summarise(of, batch) for name, of in timed.turns.items()}
+    ours, base = loads[MODEL], loads[BASE]
+    bounds = dict(zip(("bound", "bound_with_tower"), bounds_of(ours, base), strict=True))
+    kept = {name: {"cache_bytes": load.cache_bytes} for name, load in loads.items()}
+    for name, load in loads.items():
+        kept[name]["mean_visual_tokens"] = load.mean_visual_tokens
+    return {
+        "flops": {"base": base.flops, "victor": ours.flops, "tower": base.tower, **bounds},
+        **paired(found[MODEL], found[BASE]),
+        **against(found[MODEL], found[BASE], (ours, base)),
+        **paired(kept[MODEL], kept[BASE]),
+        **{
+            key: pair(*(getattr(timed.memory[who], part) for who in (MODEL, BASE)))
+            for key, part in (("peak_memory_bytes", "whole"), ("step_memory_bytes", "step"))
+        },
+        "variants": [
+            {
+                "name": name,
+                **asdict(about.variants[name]),
+                "flops": loads[name].flops,
+                **kept[name],
+                **found[name],
+                **against(found[name], found[BASE], (loads[name], base)),
+            }
+            for name in about.variants
+            if name != MODEL
+        ],
+    }
 
 
-def _counted(step: Step, spent: list[float]) -> None:
-    """Take a step, and note what it took of the CPUs, which other processes do not change much."""
-    start = time.process_time()
-    step()
-    spent.append(time.process_time() - start)
-
-
-def _count(parameters: Iterable[nn.Parameter]) -> int:
-    return sum(value.numel() for value in parameters)
-
-
-def _settings(shop: Workshop, parameters: dict[str, int]) -> dict[str, Any]:
+def _settings(about: Subject, timed: Timed) -> dict[str, Any]:
     """Say what was measured, and how."""
-    recipe, device = shop.recipe, shop.device
+    device, usual, one = about.device, about.variants[MODEL], timed.track.one
     gpu = device.type == "cuda"
     return {
+        "measured": about.said,
         "device": torch.cuda.get_device_name(device) if gpu else str(device),
-        "dtype": str(shop.dtype).removeprefix("torch."),
+        "dtype": str(about.dtype).removeprefix("torch."),
+        "attention": about.run.attn,
         "threads": torch.get_num_threads(),
-        "drop_layer": default_drop_layer(recipe.bench.layers),
-        "registers": recipe.victor.registers,
-        "visual_tokens": VISUAL,
-        "text_tokens": TEXT,
-        **recipe.bench.model_dump(),
-        "train": {
-            "rung": recipe.train.rung,
-            "layers": recipe.train.layers,
-            "rank": recipe.train.rank,
-        },
-        "parameters": parameters,
-        "shape": shop.shape.said(),
-        "steps": MEANING,
-        "memory": ON_GPU if gpu else ON_CPU,
+        "batch_size": len(timed.track.several.ids),
+        "layers": about.layers,
+        "hidden_size": about.config.get_text_config().hidden_size,
+        "drop_layer": usual.drop_layer,
+        "registers": usual.registers,
+        "visual_tokens": one.visual,
+        "text_tokens": one.text,
+        "repeats": about.recipe.bench.repeats,
+        "clock": "CUDA events" if gpu else "perf_counter",
+        "omissions": list(cost.shape_of(about.config).omissions),
+        "meaning": MEANING,
         "torch": torch.__version__,
         "platform": platform.platform(),
     }

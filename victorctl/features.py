@@ -53,9 +53,10 @@ def noise(
     """
     vision = model.config.vision_config
     tile = _tile(vision)
-    picture = picture or tile
+    grid = getattr(model.config, "image_grid_pinpoints", None)
+    picture = (picture or tile) if grid else tile
     sizes = [1, getattr(vision, "num_channels", 3), *tile]
-    if grid := getattr(model.config, "image_grid_pinpoints", None):
+    if grid:
         sizes.insert(1, image_size_to_num_patches(list(picture), grid, tile[0]))
     elif "pixel_attention_mask" in inspect.signature(model.forward).parameters:  # samples first
         sizes.insert(0, 1)

@@ -7,14 +7,20 @@ import typer
 
 from victorctl import recipes
 from victorctl.options import (
+    Attn,
+    Changes,
+    CommandItself,
     Device,
     Dtype,
     Json,
     ListFirst,
     Overwrite,
+    Picture,
+    RecipeFile,
     Seed,
     Threads,
     named,
+    parse_size,
     setting,
 )
 from victorctl.output import rows, show
@@ -136,9 +142,62 @@ def check_data(
 
 
 bench_app = typer.Typer(
-    no_args_is_help=True,
-    help="Measure speed and memory beside the unconverted model.\n\nExample: victorctl bench train",
+    cls=CommandItself,
+    name="bench",
+    help="Measure speed and memory beside the unconverted model.\n\n"
+    "Example: victorctl bench --shape llava-1.5-7b",
 )
+
+
+@bench_app.command("bench")
+def bench(
+    model: Annotated[
+        Path | None,
+        typer.Argument(help="Folder of a converted model, in place of --shape.", metavar="MODEL"),
+    ] = None,
+    shape: Annotated[str | None, setting("bench.shape")] = None,
+    layers: Annotated[int | None, setting("bench.layers")] = None,
+    width_scale: Annotated[float | None, setting("bench.width_scale")] = None,
+    registers: Annotated[int | None, setting("bench.registers")] = None,
+    drop_layer: Annotated[int | None, setting("bench.drop_layer")] = None,
+    also: Annotated[list[str] | None, setting("bench.also", "M@K|METHOD[:M@K]")] = None,
+    text: Annotated[int | None, setting("bench.text")] = None,
+    picture: Picture = "640x480",
+    batch_size: Annotated[int | None, setting("bench.batch_size")] = None,
+    repeats: Annotated[int | None, setting("bench.repeats")] = None,
+    seed: Seed = None,
+    recipe: RecipeFile = None,
+    changes: Changes = None,
+    device: Device = Run.device,
+    dtype: Dtype = Run.dtype,
+    attn: Attn = Run.attn,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Measure a model's speed, memory and FLOPs beside the unconverted model.
+
+    Example: victorctl bench --shape llava-1.5-7b --layers 8 --width-scale 0.25
+    """
+    flags = {
+        "bench.shape": shape,
+        "bench.layers": layers,
+        "bench.width_scale": width_scale,
+        "bench.registers": registers,
+        "bench.drop_layer": drop_layer,
+        "bench.also": also,
+        "bench.text": text,
+        "bench.batch_size": batch_size,
+        "bench.repeats": repeats,
+        "seed": seed,
+    }
+    settings = load_recipe(recipe, settings=changes, flags=flags)
+    seen = parse_size(picture)
+    from victorctl.bench import bench as stage
+    from victorctl.speeds import table
+
+    run = Run(device=device, dtype=dtype, attn=attn, threads=threads)
+    result = stage(model, recipe=settings, run=run, picture=seen)
+    show("bench", result, as_json=json, table=table)
 
 
 @bench_app.command("train")
@@ -171,7 +230,7 @@ def bench_train(
         "seed": seed,
     }
     settings = load_recipe(flags=flags)
-    from victorctl.bench import train
+    from victorctl.bench_train import train
 
     result = train(recipe=settings, run=Run(device=device, dtype=dtype, threads=threads))
     show("bench-train", result, as_json=json)

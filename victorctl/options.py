@@ -23,7 +23,7 @@ def setting(key: str, metavar: str | None = None) -> Any:
     names = f"{flag(key)}/--no-{flag(key)[2:]}" if field.annotation is bool else flag(key)
     kinds = (field.annotation, *get_args(field.annotation))  # a choice may be left open: or None
     choices = [choice for kind in kinds for choice in get_args(kind) if isinstance(choice, str)]
-    default = "" if field.default is None else f" (default {field.default})".lower()
+    default = "" if field.default in (None, ()) else f" (default {field.default})".lower()
     return typer.Option(
         names, help=field.description + default, metavar="|".join(choices) or metavar
     )
@@ -120,3 +120,16 @@ class ListFirst(typer.core.TyperGroup):
         """Put `list` before options, or where nothing stands at all."""
         named = args and (not args[0].startswith("-") or args[0] == "--help")
         return super().parse_args(ctx, args if named else ["list", *args])
+
+
+class CommandItself(typer.core.TyperGroup):
+    """A group that is a command, too: its subcommand of the same name, unless another is named."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> Any:
+        """Let the command take the group's place, so that usage and help are its own."""
+        others = set(self.commands) - {self.name}
+        if args and args[0] in others:
+            return super().make_context(info_name, args, parent, **extra)
+        return self.commands[self.name].make_context(info_name, args, parent, **extra)

@@ -42,7 +42,7 @@ EXPECTED = {  # what pydantic found wrong, and what belongs there instead
     "string_type": "text",
     "literal_error": "{expected}",
     "dict_type": "data with their weights, such as {{a.json: 1, b.json: 2}}",
-    "tuple_type": "a list, such as [pope, gqa]",
+    "tuple_type": "a list, as in [a, b]",
     "model_type": "a section with keys of its own",
 }
 

@@ -128,6 +128,8 @@ def _type(prop: Mapping[str, Any]) -> str:
         return ", or ".join(_type(part) for part in prop["anyOf"])
     if "enum" in prop:
         return " | ".join(prop["enum"])
+    if "items" in prop:
+        return f"list of {_type(prop['items'])}"
     words = {"integer": "whole number", "string": "text", "boolean": "true | false"}
     if "additionalProperties" in prop:
         return f"mapping of text to {_type(prop['additionalProperties'])}"

@@ -28,6 +28,12 @@ Rung = Literal[
     "full",
     "full+projector",
 ]
+Shape = Literal[
+    "llava-1.5-7b",
+    "llava-1.5-13b",
+    "llava-v1.6-mistral-7b",
+    "llava-onevision-qwen2-7b",
+]
 
 
 class Section(BaseModel):
@@ -295,25 +301,51 @@ class EvalSection(Section):
 
 
 class BenchSection(Section):
-    """The model of random weights that speed is measured on."""
+    """What speed is measured on."""
 
-    layers: int = Field(32, ge=3)
-    """Layers of the measured language model; the visual tokens leave where convert lets them."""
+    shape: Shape | None = None
+    """Model whose sizes the model of random weights has; unset: a folder is measured."""
+
+    layers: int | None = Field(None, ge=3)
+    """Layers of the language model of random weights; unset: as many as the shape has."""
+
+    width_scale: float = Field(1.0, gt=0, le=1)
+    """Share of the shape's widths, vocabulary and vision tower included; heads stay as wide."""
 
     width: int = Field(256, ge=32, multiple_of=32)
-    """Width of the measured language model, a multiple of 32."""
+    """Width of the language model in `bench train`, a multiple of 32."""
 
-    batch_size: int = Field(16, ge=1)
-    """Pictures in one step."""
+    registers: int | None = Field(None, ge=1)
+    """Registers of an image (M); unset: the model's own, of a shape victor.registers."""
+
+    drop_layer: int | None = Field(None, ge=1)
+    """Layers that see visual tokens (k); unset: the model's own, of a shape in proportion."""
+
+    also: tuple[str, ...] = ()
+    """Measure this beside: M@K, M or @K for other registers and layers, a METHOD, or METHOD:M@K."""
+
+    text: int = Field(64, ge=1)
+    """Tokens of text in a prompt, half of them before the picture."""
+
+    speeds: tuple[Literal["time_to_first_token", "prefill", "generate_2", "generate_128"], ...] = (
+        "time_to_first_token",
+        "prefill",
+        "generate_2",
+        "generate_128",
+    )
+    """What is timed."""
+
+    batch_size: int | None = Field(None, ge=1)
+    """Prompts at once, in training pictures; unset: 16, or as many of them as fit."""
 
     questions: int = Field(1, ge=1)
     """Questions asked about each picture of a step."""
 
     text_before: int = Field(32, ge=0, le=48)
-    """Tokens of text before the picture, of 64 in all."""
+    """Tokens of text before the picture of a step, of 64 in all."""
 
     repeats: int = Field(3, ge=1)
-    """Timings of each step; their median counts."""
+    """Timings of each; their median counts."""
 
 
 class PushSection(Section):

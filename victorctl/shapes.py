@@ -1,84 +1,158 @@
-"""LLaVA-1.5's proportions in any width, with random weights: what speed is measured on."""
+"""Models of random weights with the sizes of real ones, in any width: what speed is measured on."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from victorctl.collation import Batch, collate
 from victorctl.conversion import default_drop_layer
 from victorctl.data.batches import IGNORED, Encoded, EncodedRow
 
-LAYERS, WIDTH, MLP, VOCABULARY = 32, 4096, 11008, 32064  # of LLaVA-1.5-7B's language model
-TOWER_LAYERS, HEAD, TOWER_HEAD = 24, 128, 64  # of its tower; heads stay as wide as they are there
-SIDE, PATCH = 336, 14
-VISUAL = (SIDE // PATCH) ** 2
+SIDE, VISUAL = 336, 576  # pixels of a picture's side and its visual tokens, in LLaVA-1.5
 TEXT, ANSWER = 64, 8  # tokens of a question with its prompt and its answer; of the answer alone
-PAD, IMAGE = 0, 1
+PAD, IMAGE, VIDEO = range(3)  # token ids
+UNIT = 32  # of which every width is a multiple
+
+
+class Sizes(NamedTuple):
+    """A published model: its family, whose default tower it has, and its language model."""
+
+    title: str
+    family: str
+    text: str
+    layers: int
+    width: int
+    mlp: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+
+
+LLAVA = "llava-1.5-7b"
+SIZES = {
+    LLAVA: Sizes("LLaVA-1.5-7B", "llava", "llama", 32, 4096, 11008, 32, 32, 32064),
+    "llava-1.5-13b": Sizes("LLaVA-1.5-13B", "llava", "llama", 40, 5120, 13824, 40, 40, 32064),
+    "llava-v1.6-mistral-7b": Sizes(
+        "LLaVA-NeXT-Mistral-7B", "llava_next", "mistral", 32, 4096, 14336, 32, 8, 32064
+    ),
+    "llava-onevision-qwen2-7b": Sizes(
+        "LLaVA-OneVision-Qwen2-7B", "llava_onevision", "qwen2", 28, 3584, 18944, 28, 4, 152000
+    ),
+}
+"""By the name that `--shape` takes.
+
+Source: `config.json` of llava-hf/llava-1.5-7b-hf, llava-1.5-13b-hf, llava-v1.6-mistral-7b-hf and
+llava-onevision-qwen2-7b-ov-hf on the Hub.
+"""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """LLaVA-1.5 in other sizes: every width shrinks as one, and the layers as others.
+    """A published model in other sizes: every width shrinks as one, and the layers as others.
 
     Args:
         layers: Of the language model.
         width: Of the language model.
+        name: Of the published model, in `SIZES`.
     """
 
     layers: int
     width: int
+    name: str = LLAVA
 
-    def config(self, registers: int) -> LlavaConfig:
-        """Describe the model and what its conversion adds."""
-        heads = max(1, round(self.width / HEAD))
-        seeing = max(1, round(self.width / 4 / TOWER_HEAD))  # the tower is a quarter as wide
-        text = LlamaConfig(
-            vocab_size=max(256, self.width * VOCABULARY // WIDTH),
-            hidden_size=self.width,
-            intermediate_size=self.width * MLP // WIDTH,
-            num_hidden_layers=self.layers,
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-            head_dim=self.width // heads // 2 * 2,
-            max_position_embeddings=4096,
-            pad_token_id=PAD,
-        )
-        tower = CLIPVisionConfig(
-            hidden_size=seeing * TOWER_HEAD,
-            intermediate_size=4 * seeing * TOWER_HEAD,
-            num_hidden_layers=max(2, round(TOWER_LAYERS * self.layers / LAYERS)),
-            num_attention_heads=seeing,
-            image_size=SIDE,
-            patch_size=PATCH,
-        )
-        return LlavaConfig(
-            text_config=text,
-            vision_config=tower,
-            image_token_index=IMAGE,
-            image_seq_length=VISUAL,
+    @classmethod
+    def scaled(cls, name: str, layers: int | None, scale: float) -> "Shape":
+        """Shrink a model; `layers` is None for all of its own."""
+        sizes = SIZES[name]
+        width = max(UNIT, UNIT * round(sizes.width * scale / UNIT))
+        return cls(layers or sizes.layers, width, name)
+
+    @property
+    def sizes(self) -> Sizes:
+        """Sizes of the published model."""
+        return SIZES[self.name]
+
+    @property
+    def scale(self) -> float:
+        """Share of the published model's widths."""
+        return self.width / self.sizes.width
+
+    def proportional_drop_layer(self) -> int:
+        """Choose k so that the share of layers that see visual tokens stays what it was."""
+        own = self.sizes.layers
+        return max(1, round(default_drop_layer(own) * self.layers / own))
+
+    def config(self, registers: int, drop_layer: int | None = None) -> PreTrainedConfig:
+        """Describe the model and what its conversion adds.
+
+        Args:
+            registers: M.
+            drop_layer: k; None for what `convert` would choose.
+        """
+        family = CONFIG_MAPPING[self.sizes.family]
+        kinds = {"image_token_index": IMAGE, "video_token_index": VIDEO}
+        return family(
+            text_config=self._text(),
+            vision_config=self._tower(family().vision_config),
+            **{name: token for name, token in kinds.items() if hasattr(family, name)},
             tie_word_embeddings=False,
             victor={
                 "registers": registers,
-                "drop_layer": default_drop_layer(self.layers),
+                "drop_layer": drop_layer or default_drop_layer(self.layers),
                 "positions": "overlay",
+                "adapter": None,
             },
         )
 
+    def _text(self) -> PreTrainedConfig:
+        sizes = self.sizes
+        kv_heads = max(1, round(sizes.kv_heads * self.scale))
+        heads = kv_heads * sizes.heads // sizes.kv_heads
+        window = {"sliding_window": None} if sizes.text == "mistral" else {}
+        return CONFIG_MAPPING[sizes.text](
+            vocab_size=max(256, self.width * sizes.vocabulary // sizes.width),
+            hidden_size=self.width,
+            intermediate_size=self.width * sizes.mlp // sizes.width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            head_dim=self.width // heads // 2 * 2,
+            max_position_embeddings=32768,
+            pad_token_id=PAD,
+            **window,
+        )
+
+    def _tower(self, tower: PreTrainedConfig) -> PreTrainedConfig:
+        """Shrink the tower that the family has by default, which is the published models'."""
+        own = self.sizes.layers
+        heads = max(1, round(tower.num_attention_heads * self.scale))
+        width = heads * tower.hidden_size // tower.num_attention_heads
+        smaller = {
+            "num_attention_heads": heads,
+            "intermediate_size": tower.intermediate_size * width // tower.hidden_size,
+            "hidden_size": width,
+            "num_hidden_layers": max(2, round(tower.num_hidden_layers * self.layers / own)),
+        }
+        return type(tower)(**{**tower.to_diff_dict(), **smaller})
+
     def said(self) -> str:
-        """Say in a sentence how the model differs from LLaVA-1.5-7B."""
+        """Say in a sentence how the model differs from the published one."""
+        text, sizes = self._text(), self.sizes
+        heads = f"heads {text.head_dim} wide (there {sizes.width // sizes.heads})"
         return (
-            f"LLaVA-1.5-7B's proportions with random weights: {self.width}/{WIDTH} of its widths "
-            f"(language model, MLP, vocabulary, tower), {self.layers} of {LAYERS} layers, heads as "
-            "wide as there"
+            f"{sizes.title}'s proportions with random weights: {self.width}/{sizes.width} of its "
+            f"widths (language model, MLP, vocabulary, tower), {self.layers} of {sizes.layers} "
+            f"layers, {heads}"
         )
 
 
-def draw(config: LlavaConfig, rows: int, questions: int, before: int) -> Batch:
+def draw(config: PreTrainedConfig, rows: int, questions: int, before: int) -> Batch:
     """Draw pictures of noise and questions of random tokens, all as long as one another.
 
     Args:
-        config: Whose vocabulary and pictures.
+        config: Of LLaVA-1.5's kind: its vocabulary counts.
         rows: Pictures.
         questions: About each of them.
         before: Tokens of text that stand before a picture.
