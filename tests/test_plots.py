@@ -112,14 +112,24 @@ def test_a_plot_is_drawn_only_of_what_there_is(monkeypatch, result, plots):
     assert list(draw(result, Palette())) == plots
 
 
-def test_two_points_of_speed_are_named_and_inside_both_axes_from_zero():
+def test_two_points_of_speed_are_named_on_an_axis_of_equal_ratios():
     figure = speedup([Point("base", 1.0, 1.0, kind="base"), Point("slow", 0.8, 0.5)], Palette())
 
-    axes = figure.axes[0]
-    assert (axes.get_xlim()[0], axes.get_ylim()[0]) == (0, 0)
-    assert axes.get_xlim()[1] > 1
     assert {name for name, _ in names_of(figure)} == {"base", "slow 50.0%"}
-    assert "times as fast" in axes.get_xlabel()
+    axes = figure.axes[0]
+    (one, _), (two, _), (four, _) = axes.transData.transform([(1, 0), (2, 0), (4, 0)])
+    assert two - one == pytest.approx(four - two)
+    left, right = axes.get_xlim()
+    assert left < 0.8 < 1 < right
+    assert axes.get_ylim()[0] == 0
+    assert "1\N{MULTIPLICATION SIGN}" in [tick.get_text() for tick in axes.get_xticklabels()]
+
+
+@pytest.mark.parametrize("high", [1.0, 1.4, 11.05, 90])
+def test_an_axis_of_speeds_has_marks_however_far_it_goes(high):
+    points = [Point("base", 1.0, 1.0, kind="base"), Point("fast", high, 0.9)]
+
+    assert len(speedup(points, Palette()).axes[0].get_xticks()) >= 2
 
 
 def test_the_model_lies_on_top_of_its_rivals(crowd):
@@ -152,9 +162,11 @@ def test_the_name_of_a_lone_point_stands_level_with_it_to_the_right():
 
 
 @pytest.mark.parametrize("palette", [Palette(), OF_PAGE], ids=["file", "page"])
-@pytest.mark.parametrize("points", [CROWD, FAST], ids=["tokens", "speeds"])
-def test_every_point_has_its_name_and_no_name_covers_anything(points, palette):
-    figure = tradeoff(points, palette)
+@pytest.mark.parametrize(
+    ("points", "draw_as"), [(CROWD, tradeoff), (FAST, speedup)], ids=["tokens", "speeds"]
+)
+def test_every_point_has_its_name_and_no_name_covers_anything(points, draw_as, palette):
+    figure = draw_as(points, palette)
     names = names_of(figure)
 
     assert {text.split()[0] for text, _ in names} == {point.name for point in points}

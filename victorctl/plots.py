@@ -13,6 +13,7 @@ import numpy as np
 from victorctl.files import write_whole
 from victorctl.labels import arrange
 from victorctl.outcome import compared, own_name, prefills
+from victorctl.units import TIMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +25,7 @@ PARTS = {"cross_entropy": (4, 2), "distill": (1, 1.5), "hidden": (6, 2, 1, 2)}
 """Parts of a training run's loss, and the dashes that they are drawn in."""
 SMOOTHING = 50  # a smoothed loss is the mean over a fiftieth of the run to each side
 
+SPEEDS = (0.05, 0.1, 0.2, 0.5, 1, 1.5, 2, 3, 5, 10, 20, 50, 100)  # marks of the axis of speeds
 APART = 25  # typographic points from a mark to the next that leave its name enough room
 
 
@@ -105,27 +107,42 @@ def draw(result: Mapping[str, Any], palette: Palette) -> dict[str, "Figure"]:
 
 def tradeoff(points: Sequence[Point], palette: Palette) -> "Figure":
     """Draw the kept share of the accuracy over the visual tokens per layer, both axes from zero."""
-    label = "visual tokens per layer (mean over layers, registers included)"
-    return _scatter(points, palette, label)
+    figure, axes = _scatter(points, palette)
+    axes.set_xlim(0, 1.12 * max(max(point.x for point in points), 1))
+    axes.set_xlabel("visual tokens per layer (mean over layers, registers included)")
+    _label(axes, points, palette)
+    return figure
 
 
 def speedup(points: Sequence[Point], palette: Palette) -> "Figure":
-    """Draw the kept share over the measured speed of the prefill, both axes from zero."""
-    return _scatter(points, palette, "prefill, times as fast as the base (measured)")
+    """Draw the kept share over the measured speed of the prefill, on an axis of equal ratios.
+
+    Without any picture a prefill is so much faster that the others would lie on top of each other
+    on an axis of equal differences.
+    """
+    figure, axes = _scatter(points, palette)
+    low, high = min(point.x for point in points), max(point.x for point in points)
+    ends = min(low, 1) / 1.25, max(high, 1) * 1.6
+    axes.set_xscale("log")
+    ticks = [tick for tick in SPEEDS if ends[0] <= tick <= ends[1]]
+    axes.set_xticks(ticks, [f"{tick:g}{TIMES}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(*ends)
+    axes.set_xlabel("times as fast as the base in the prefill (measured)")
+    _label(axes, points, palette)
+    return figure
 
 
-def _scatter(points: Sequence[Point], palette: Palette, label: str) -> "Figure":
+def _scatter(points: Sequence[Point], palette: Palette) -> tuple["Figure", "Axes"]:
+    """Draw points above zero, and the line of 100 %."""
     figure, axes = _blank(palette)
     axes.axhline(100, color=palette.faint, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     for point in points:
         _mark(axes, point, palette)
-    axes.set_xlim(0, 1.12 * max(max(point.x for point in points), 1))
     tops = [end for point in points for end in (point.kept, *(point.interval or ()))]
     axes.set_ylim(0, 100 * max(1.12, *(1.08 * top for top in tops)))
-    axes.set_xlabel(label)
     axes.set_ylabel("accuracy kept, % of the base")
-    _label(axes, points, palette)
-    return figure
+    return figure, axes
 
 
 @dataclass(frozen=True)
