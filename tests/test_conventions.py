@@ -26,9 +26,9 @@ ORDER = [
     {"data", "report"},
     {"licence", "release", "card"},
     STAGES,
-    {"demo"},
+    {"demo", "show"},
     {"doctor", "output", "options", "launch"},
-    {"groups"},
+    {"groups", "looks"},
     {"cli"},
     {"__main__"},
 ]
