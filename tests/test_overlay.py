@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from victorctl.overlay import Layer, Said, crop, draw, paint
+from victorctl.overlay import Layer, Said, draw, paint
 from victorctl.placing import WHOLE, Box
 
 LEFT, RIGHT = WHOLE.cells(1, 2)
@@ -15,6 +15,12 @@ def titles(figure):
 
 def words(figure):
     return [text.get_text() for axes in figure.get_axes() for text in axes.texts]
+
+
+def depths(figure):
+    """Read how opaque the left and the right of register 0's panel are."""
+    (panel,) = (axes for axes in figure.get_axes() if axes.get_title().startswith("register 0"))
+    return panel.images[1].get_array()[0, [0, -1], 3].tolist()
 
 
 def test_a_weight_is_spread_over_its_place_so_that_the_mean_is_what_lies_inside():
@@ -36,14 +42,16 @@ def test_what_lies_in_padding_is_not_painted():
     assert painted == pytest.approx(np.array([[0.4], [0.2]]))
 
 
-def test_the_picture_is_shown_as_the_model_saw_it():
+def test_of_a_cropped_picture_what_the_model_saw_is_shown_and_painted():
     picture = Image.new("RGB", (80, 40), "red")
     picture.paste("blue", (20, 0, 60, 40))
+    middle = Box(0.25, 0, 0.75, 1)
+    figure = draw(picture, middle.cells(1, 2), [Layer("", np.array([[0.1, 0.4]]))], **ASKED)
 
-    seen = crop(picture, Box(0.25, 0, 0.75, 1))
-
-    assert seen.width == seen.height
-    assert seen.getcolors() == [(seen.width * seen.height, (0, 0, 255))]
+    shown = figure.get_axes()[0].images[0].get_array()
+    assert shown.shape[0] == shown.shape[1]
+    assert np.unique(shown.reshape(-1, 3), axis=0).tolist() == [[0, 0, 255]]
+    assert depths(figure) == pytest.approx([0.9 / 4, 0.9])  # a quarter of the deepest on the left
 
 
 def test_every_layer_has_a_panel_for_the_mean_and_for_each_register():
@@ -63,14 +71,9 @@ def test_every_layer_has_a_panel_for_the_mean_and_for_each_register():
 
 
 def test_blue_is_deepest_where_a_register_looks_most():
-    figure = draw(
-        Image.new("RGB", (8, 4)), [LEFT, RIGHT], [Layer("", np.array([[0.1, 0.4]]))], **ASKED
-    )
-    (panel,) = (axes for axes in figure.get_axes() if axes.get_title().startswith("register 0"))
-    veil = panel.images[1].get_array()
-
-    depth = veil[0, [0, -1], 3]  # a quarter of the deepest on the left
-    assert depth.tolist() == pytest.approx([0.9 / 4, 0.9])
+    layer = Layer("", np.array([[0.1, 0.2], [0.3, 0.3]]))
+    figure = draw(Image.new("RGB", (8, 4)), [LEFT, RIGHT], [layer], **ASKED)
+    assert depths(figure) == pytest.approx([0.45, 0.9])
 
 
 def test_tokens_of_unknown_places_are_drawn_in_reading_order():
