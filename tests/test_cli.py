@@ -17,7 +17,7 @@ from victorctl.recipe import Recipe, Run
 from victorctl.sources import DEMO
 
 COMMANDS = (
-    "demo convert finetune eval push pull inspect show families doctor data recipes bench".split()
+    "demo convert finetune eval push pull inspect show diff families doctor data recipes bench".split()
 )
 
 
@@ -44,7 +44,9 @@ def stages(monkeypatch):
     sys.modules["victorctl.push"].after = lambda _result: ["pull", "ada/victor", "--out", "FOLDER"]
     stand_in("pull", "pull", {"out": "o"})
     stand_in("show", "show", {"picture": "cat-victor.png", "answers": {"model": "a cat"}})
-    sys.modules["victorctl.show"].table = lambda _result: "the table"
+    stand_in("diff", "diff", {"first": "a/report.json", "notes": []})
+    for name in ("show", "diff"):
+        sys.modules[f"victorctl.{name}"].table = lambda _result: "the table"
     stand_in("demo", "demo", {"folder": "d", "eval": {"accuracy": 0.5}})
     stand_in("bench", "train", {"seconds": {"naive": 1.5}})
     stand_in("families", "describe", {"families": [{"family": "llava"}]})
@@ -263,6 +265,7 @@ def test_a_stage_ends_with_the_next_command_on_stderr(victorctl, stages, argumen
         ("demo", "demo", "folder"),
         ("inspect m", "inspect", "family"),
         ("show m cat.jpg -q what", "show", "answers"),
+        ("diff a b", "diff", "notes"),
         ("families", "families", "families"),
         ("data show demo", "data-show", "rows"),
         ("data check demo", "data-check", "bad"),
@@ -308,7 +311,7 @@ def test_the_example_of_every_command_runs(victorctl, stages, example, tmp_path,
 
 
 def test_every_command_says_in_one_line_what_it_does(victorctl):
-    assert len(EXAMPLES) == 16
+    assert len(EXAMPLES) == 17
     for info in ALL:
         about, empty, example = info.callback.__doc__.strip().splitlines()
         assert (about[-1], empty, example.split()[0]) == (".", "", "Example:")
@@ -374,7 +377,7 @@ def test_command_bodies_are_straight_lines():
         and any("command" in ast.dump(d) for d in node.decorator_list)
     ]
 
-    assert len(commands) == 16
+    assert len(commands) == 17
     for command in commands:
         found = [type(node).__name__ for node in ast.walk(command) if isinstance(node, branches)]
         assert not found, f"{command.name} has {found}"

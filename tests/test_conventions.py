@@ -26,7 +26,7 @@ ORDER = [
     {"data", "report"},
     {"licence", "release", "card"},
     STAGES,
-    {"demo", "show"},
+    {"demo", "show", "diff"},
     {"doctor", "output", "options", "launch"},
     {"groups", "looks"},
     {"cli"},

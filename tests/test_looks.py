@@ -25,6 +25,7 @@ def given(monkeypatch):
         monkeypatch.setitem(sys.modules, fake.__name__, fake)
 
     stand_in("show", {"picture": "o.png"})
+    stand_in("diff", {"notes": []})
     return calls
 
 
@@ -47,3 +48,8 @@ def test_every_option_of_show_arrives(victorctl, given):
 def test_without_options_show_gets_the_defaults(victorctl, given):
     assert victorctl("show", "m", "cat.jpg", "-q", "what is it?")[:2] == (0, "the table\n")
     assert given["show"][1] == {"recipe": Recipe(), "run": Run()}
+
+
+def test_both_reports_of_diff_arrive(victorctl, given):
+    assert victorctl("diff", "a", "b/report.json")[:2] == (0, "the table\n")
+    assert given["diff"] == ((Path("a"), Path("b/report.json")), {})

@@ -83,6 +83,22 @@ def show_picture(
 
 
 @app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(help="report.json, its folder, or a measured model's.")],
+    second: Annotated[Path, typer.Argument(help="Another, in any of these forms.")],
+    json: Json = False,
+) -> None:
+    """Compare two reports: what differs, what changed, and whether that is noise.
+
+    Example: victorctl diff victor-7b-trained victor-7b-longer
+    """
+    from victorctl.diff import diff as compare
+    from victorctl.diff import table
+
+    show("diff", compare(first, second), as_json=json, table=table)
+
+
+@app.command()
 def families(json: Json = False) -> None:
     """List the model families that can be converted, and the text models that were tried.
 
