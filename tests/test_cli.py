@@ -2,6 +2,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +10,13 @@ from types import ModuleType
 
 import pytest
 
-from victorctl import __version__, cli, groups
+from victorctl import __version__, cli, groups, looks
 from victorctl.__main__ import main
 from victorctl.errors import CheckFailed, VictorError
 from victorctl.recipe import Recipe, Run
 from victorctl.sources import DEMO
 
-COMMANDS = "demo convert finetune eval push pull inspect families doctor data recipes bench".split()
+COMMANDS = "demo convert finetune eval push pull inspect show diff families doctor data recipes bench".split()
 
 
 @pytest.fixture
@@ -40,6 +41,10 @@ def stages(monkeypatch):
     sys.modules["victorctl.push"].table = lambda _result: "the table"
     sys.modules["victorctl.push"].after = lambda _result: ["pull", "ada/victor", "--out", "FOLDER"]
     stand_in("pull", "pull", {"out": "o"})
+    stand_in("show", "show", {"picture": "cat-victor.png", "answers": {"model": "a cat"}})
+    stand_in("diff", "diff", {"first": "a/report.json", "notes": []})
+    for name in ("show", "diff"):
+        sys.modules[f"victorctl.{name}"].table = lambda _result: "the table"
     stand_in("demo", "demo", {"folder": "d", "eval": {"accuracy": 0.5}})
     stand_in("bench_train", "train", {"seconds": {"naive": 1.5}})
     stand_in("bench", "bench", {"seconds": {"prefill": {"model": 1.5}}})
@@ -237,6 +242,7 @@ def test_a_size_that_no_picture_has_is_refused(victorctl, stages, size):
         ("finetune m --out o --data demo", "victorctl eval o --data demo:test"),
         ("finetune m --out o --set eval.data=b.json", "victorctl eval o --data b.json"),
         ("eval m", "python -m webbrowser o/eval/report.html"),
+        ("show m cat.jpg -q what", "python -m webbrowser cat-victor.png"),
         ("push m ada/victor", "victorctl pull ada/victor --out FOLDER"),
         ("push m ada/victor --dry-run", "the same without --dry-run"),
         ("pull ada/victor --out o", "victorctl inspect o"),
@@ -258,6 +264,8 @@ def test_a_stage_ends_with_the_next_command_on_stderr(victorctl, stages, argumen
         ("pull ada/victor --out o", "pull", "out"),
         ("demo", "demo", "folder"),
         ("inspect m", "inspect", "family"),
+        ("show m cat.jpg -q what", "show", "answers"),
+        ("diff a b", "diff", "notes"),
         ("families", "families", "families"),
         ("data show demo", "data-show", "rows"),
         ("data check demo", "data-check", "bad"),
@@ -299,12 +307,12 @@ EXAMPLES = [re.search(r"Example: victorctl (.*)", info.callback.__doc__)[1] for 
 def test_the_example_of_every_command_runs(victorctl, stages, example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("my.yaml").write_text("seed: 1\n")
-    code, _, err = victorctl(*example.split())
+    code, _, err = victorctl(*shlex.split(example))
     assert code == 0, err
 
 
 def test_every_command_says_in_one_line_what_it_does(victorctl):
-    assert len(EXAMPLES) == 16
+    assert len(EXAMPLES) == 18
     for info in ALL:
         about, empty, example = info.callback.__doc__.strip().splitlines()
         assert (about[-1], empty, example.split()[0]) == (".", "", "Example:")
@@ -364,13 +372,13 @@ def test_command_bodies_are_straight_lines():
     )  # fmt: skip
     commands = [
         node
-        for module in (cli, groups)
+        for module in (cli, looks, groups)
         for node in ast.parse(Path(module.__file__).read_text()).body
         if isinstance(node, ast.FunctionDef)
         and any("command" in ast.dump(d) for d in node.decorator_list)
     ]
 
-    assert len(commands) == 16
+    assert len(commands) == 18
     for command in commands:
         found = [type(node).__name__ for node in ast.walk(command) if isinstance(node, branches)]
         assert not found, f"{command.name} has {found}"

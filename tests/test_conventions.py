@@ -27,9 +27,9 @@ ORDER = [
     {"benchmarks"},
     {"licence", "release", "card"},
     STAGES,
-    {"demo"},
+    {"demo", "show", "diff"},
     {"doctor", "output", "options", "launch"},
-    {"groups"},
+    {"groups", "looks"},
     {"cli"},
     {"__main__"},
 ]

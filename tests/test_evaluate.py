@@ -121,8 +121,9 @@ def test_every_prediction_is_kept(measured, place):
 
     assert [line["id"] for line in lines] == [f"row-{n}" for n in range(6)]
     assert result["questions"] == 6
+    assert [line["unit"] for line in lines] == list(range(6))  # each has pictures of its own
     assert set(lines[0]) == {
-        *("id", "type", "question", "answers", "model", "base", "right"),
+        *("id", "unit", "type", "question", "answers", "model", "base", "right"),
         *result["baselines"],
     }
     data = json.loads((place / "data" / "data.json").read_text())

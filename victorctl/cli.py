@@ -1,15 +1,14 @@
 """The commands: each reads its arguments, calls one function and prints what it returns."""
 
-import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from victorctl import groups, logs, recipes
+from victorctl import groups, logs, looks, recipes
 from victorctl.options import (
     Attn,
+    Base,
     Changes,
     Device,
     DryRun,
@@ -18,20 +17,16 @@ from victorctl.options import (
     Model,
     Out,
     Overwrite,
-    Picture,
     Processes,
     RecipeFile,
     Report,
     Seed,
     Source,
     Threads,
-    asked_for,
-    named,
-    parse_size,
     print_version,
     setting,
 )
-from victorctl.output import hint, rows, sheet, show, tables
+from victorctl.output import hint, sheet, show, to_open
 from victorctl.recipe import Recipe, Run, load_recipe
 
 app = typer.Typer(
@@ -46,11 +41,6 @@ def held_out(settings: Recipe) -> str:
     if settings.eval.data:
         return settings.eval.data
     return "demo:test" if settings.data.train == "demo" else "DATA"
-
-
-def to_open(result: Mapping[str, Any]) -> str:
-    """Say how to look at a report, in the process that wrote it."""
-    return shlex.join(["python", "-m", "webbrowser", result["report"]]) if result else ""
 
 
 @app.callback()
@@ -218,14 +208,7 @@ def evaluate(
     data: Annotated[str | None, setting("eval.data")] = None,
     benchmarks: Annotated[str | None, setting("eval.benchmarks", "A,B,...")] = None,
     data_dir: Annotated[str | None, setting("eval.data_dir", "DIR")] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            help="Model to compare with: a folder, a Hub id, or none.",
-            metavar="SOURCE|none",
-            parser=named,
-        ),
-    ] = None,
+    base: Base = None,
     baselines: Annotated[bool | None, setting("eval.baselines")] = None,
     registers: Annotated[int | None, setting("eval.registers")] = None,
     limit: Annotated[int | None, setting("eval.limit")] = None,
@@ -264,7 +247,7 @@ def evaluate(
     from victorctl.report import table
 
     result = stage(model, recipe=settings, run=run)
-    show("eval", result, as_json=json, table=table, following=to_open(result))
+    show("eval", result, as_json=json, table=table, following=to_open(result.get("report")))
 
 
 @app.command()
@@ -325,50 +308,7 @@ def pull(
     show("pull", result, as_json=json, following=hint("inspect", out))
 
 
-@app.command()
-def inspect(
-    source: Source,
-    picture: Picture = "640x480",
-    vision_tower: Annotated[str | None, setting("convert.vision_tower", "SOURCE")] = None,
-    base: Annotated[str | None, setting("convert.base", "SOURCE")] = None,
-    recipe: RecipeFile = None,
-    changes: Changes = None,
-    json: Json = False,
-) -> None:
-    """Say what a model is, what Victor would do to it, or what it has become.
-
-    Example: victorctl inspect victor-7b
-    """
-    from victorctl.inspect import inspect as stage
-
-    how = {"picture": parse_size(picture), "vision_tower": vision_tower, "base": base}
-    how["recipe"] = asked_for(recipe, changes)
-    show("inspect", stage(source, **how), as_json=json, table=sheet)
-
-
-@app.command()
-def families(json: Json = False) -> None:
-    """List the model families that can be converted, and the text models that were tried.
-
-    Example: victorctl families
-    """
-    from victorctl.families import describe
-
-    show("families", describe(), as_json=json, table=tables)
-
-
-@app.command()
-def doctor(json: Json = False) -> None:
-    """Check this machine: versions, devices, memory, disk, the Hub's settings.
-
-    Example: victorctl doctor
-    """
-    from victorctl.doctor import demand, diagnose
-
-    result = diagnose()
-    show("doctor", result, as_json=json, table=rows)
-    demand(result)
-
+app.registered_commands += looks.app.registered_commands
 
 for name, group in groups.GROUPS.items():
     app.add_typer(group, name=name)

@@ -145,11 +145,13 @@ def predictions(findings: Sequence[Finding]) -> Iterator[dict[str, Any]]:
     """Yield a line for each question, in the order of the data."""
     for finding in findings:
         named = {} if finding.task.name == DATA else {"benchmark": finding.task.name}
+        units: dict[Any, int] = {}
         for place, asked in enumerate(finding.task.asked):
             question = finding.task.questions[place].conversation.question
             yield {
                 **named,
                 "id": asked.id,
+                "unit": units.setdefault(asked.unit, len(units)),
                 "type": asked.type,
                 "question": question,
                 "answers": asked.answers,

@@ -72,6 +72,14 @@ Report = Annotated[
     Path | None,
     typer.Option("--out", help="Folder of the report; eval/ in the model if not given."),
 ]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        help="Model to compare with: a folder, a Hub id, or none.",
+        metavar="SOURCE|none",
+        parser=named,
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, write nothing.")]
 Picture = Annotated[

@@ -76,6 +76,11 @@ def hint(*words: str | Path | None, dry_run: bool = False) -> str:
     return shlex.join(["victorctl", *("DATA" if word is None else str(word) for word in words)])
 
 
+def to_open(page: str | None) -> str:
+    """Write the command that opens a page or a picture; nothing where there is none."""
+    return shlex.join(["python", "-m", "webbrowser", page]) if page else ""
+
+
 def show(
     command: str,
     result: Mapping[str, Any],

@@ -196,10 +196,10 @@ def svg(figure: "Figure", name: str) -> str:
     return text
 
 
-def png(figure: "Figure") -> bytes:
-    """Render a plot as PNG."""
+def png(figure: "Figure", software: str | None = None) -> bytes:
+    """Render a plot as PNG, which says in the file what it was made by."""
     page = io.BytesIO()
-    figure.savefig(page, format="png", dpi=200)
+    figure.savefig(page, format="png", dpi=200, metadata=software and {"Software": software})
     return page.getvalue()
 
 

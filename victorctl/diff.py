@@ -1,0 +1,324 @@
+"""Two reports side by side: what differs, whether it can be compared, and whether it is noise."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from victorctl.paired import Pairs
+from victorctl.reports import PREDICTIONS, Report, open_report
+from victorctl.units import DASH, flops, milliseconds, number, percent, size, times
+
+MODEL, BASE = WHO = ("model", "base")
+ASKED = ("data", "data_sha256", "benchmarks", "limit")
+"""Settings that decide what is asked."""
+TIMED = ("device", "threads", "speed_batch_size", "versions.platform")
+"""Settings that decide how fast one and the same model is."""
+WORDS = ("command", "base_answers_known")
+"""Settings that decide nothing."""
+QUALITY = ("accuracy", "kept", "interval", "agreement", "first_token_kl", "by_type", "benchmarks")
+COST = ("mean_visual_tokens", "prefill_flops", "vision_flops", "cache_bytes")
+SPEED = ("time_to_first_token", "decode_tokens_per_second", "speedup", "batch_seconds")
+
+
+def precise(value: float | None) -> str:
+    """Write a number to four digits."""
+    return DASH if value is None else f"{value:.4g}"
+
+
+WRITERS: dict[str, tuple[str, Callable[[float | None], str]]] = {
+    "accuracy": ("right answers", percent),
+    "kept": ("kept", percent),
+    "agreement": ("agreement", percent),
+    "first_token_kl": ("KL of the first token", precise),
+    "by_type": ("", percent),
+    "benchmarks": ("", precise),
+    "mean_visual_tokens": ("visual tokens per layer", number),
+    "prefill_flops": ("FLOPs, language model", flops),
+    "vision_flops": ("FLOPs, vision", flops),
+    "cache_bytes": ("key-value cache", size),
+    "time_to_first_token": ("time to first token", milliseconds),
+    "decode_tokens_per_second": ("decoded tokens / second", number),
+    "speedup": ("speed-up,", times),
+    "batch_seconds": ("a batch,", milliseconds),
+}
+"""What people call a key of a report, and how they read its numbers."""
+
+
+def diff(first: Path, second: Path) -> dict[str, Any]:
+    """Compare two reports.
+
+    Args:
+        first: `report.json`, or a folder that holds it, or a model with `eval/`.
+        second: Another.
+
+    Returns:
+        The keys of `diff --json`.
+
+    Raises:
+        VictorError: If one of them is no report, is damaged, or is of another version.
+    """
+    one, other = reports = open_report(first), open_report(second)
+    settings = list(_settings(*reports))
+    pairs = None
+    if one.predictions is not None and other.predictions is not None:
+        pairs = Pairs(one.predictions, other.predictions)
+    found = {
+        "first": str(one.file),
+        "second": str(other.file),
+        "same_weights": _same(*(each.content.get("weights_sha256") for each in reports)),
+        "same_questions": pairs.same if pairs else not _differing(settings, ASKED),
+        "same_machine": not _differing(settings, TIMED),
+        "settings": settings,
+        "quality": _rows(*reports, QUALITY),
+        "cost": _rows(*reports, COST),
+        "speed": _rows(*reports, SPEED),
+        "paired": [row for who in WHO for row in pairs.differences(who)] if pairs else [],
+    }
+    return {**found, "notes": [*_about_questions(found, pairs), *_about_numbers(found, reports)]}
+
+
+# ---- What is in two reports ----------------------------------------------------------------------
+
+
+class Leaf(NamedTuple):
+    """A number of a report, and whose it is."""
+
+    value: float | None
+    interval: Sequence[float] | None = None
+
+
+Leaves = dict[tuple[str, str | None], Leaf]
+"""Numbers by their names, such as `by_type.colour`, and who they are of: model, base or neither."""
+
+
+def _rows(one: Report, other: Report, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Put the numbers of some keys beside each other; one that a report lacks is None."""
+    found = [_leaves({key: each.content.get(key) for key in keys}) for each in (one, other)]
+    nothing = Leaf(None)
+    names = dict.fromkeys(name for each in found for name in each)
+    return [_row(name, *(each.get(name, nothing) for each in found)) for name in names]
+
+
+def _row(name: tuple[str, str | None], one: Leaf, other: Leaf) -> dict[str, Any]:
+    known = one.value is not None and other.value is not None
+    return {
+        "measure": name[0],
+        "of": name[1],
+        "first": one.value,
+        "second": other.value,
+        "difference": other.value - one.value if known else None,
+        "intervals": {"first": one.interval, "second": other.interval}
+        if one.interval or other.interval
+        else None,
+    }
+
+
+def _leaves(content: Mapping[str, Any], above: str = "") -> Leaves:
+    """List the numbers of a part of a report; anything else is passed over."""
+    found: Leaves = {}
+    for key, value in content.items():
+        name = f"{above}.{key}" if above else key
+        if isinstance(value, Mapping):
+            found |= _leaves(value, name)
+        elif not _is_number(value) or key in ("questions", "highest"):
+            continue
+        elif key in WHO and above:
+            found[above, key] = Leaf(value)
+        else:
+            found[name, None] = Leaf(value, content.get("interval") if key == "kept" else None)
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _settings(one: Report, other: Report) -> Iterator[dict[str, Any]]:
+    """List the settings that differ; one that a report lacks is None there."""
+    found = [_flat(each.settings) for each in (one, other)]
+    for each, report in zip(found, (one, other), strict=True):
+        each["weights_sha256"] = report.content.get("weights_sha256")
+    for name in dict.fromkeys(name for each in found for name in each):
+        first, second = (each.get(name) for each in found)
+        if first != second and name not in WORDS:
+            yield {"setting": name, "first": first, "second": second}
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{above}{key}.")
+        else:
+            found[above + key] = value
+    return found
+
+
+def _same(one: Any, other: Any) -> bool | None:
+    """Say whether two things are the same; None where one is not known."""
+    return None if None in (one, other) else one == other
+
+
+def _differing(settings: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    """Name those of some settings that are known in both reports and differ."""
+    return [
+        f"{row['setting']}: {row['first']} and {row['second']}"
+        for row in settings
+        if any(row["setting"] == name or row["setting"].startswith(f"{name}.") for name in names)
+        and _same(row["first"], row["second"]) is False
+    ]
+
+
+# ---- What they tell ------------------------------------------------------------------------------
+
+
+def _about_questions(found: Mapping[str, Any], pairs: Pairs | None) -> Iterator[str]:
+    """Say whether qualities can be compared at all."""
+    if pairs is None:
+        where = f"{PREDICTIONS} does not lie beside both, so that answers are not paired"
+        yield where if found["same_questions"] else f"{where}; {_others(found)}"
+    elif not pairs.shared:
+        yield f"no question is in both: {_others(found)}"
+    elif not pairs.same:
+        one, other = pairs.asked
+        yield (
+            f"{pairs.shared:,} questions are in both, of {one:,} and {other:,}: only they are "
+            "paired, and scores over all questions cannot be compared"
+        )
+
+
+def _others(found: Mapping[str, Any]) -> str:
+    named = _differing(found["settings"], ASKED)
+    which = f" ({'; '.join(named)})" if named else ""
+    return f"other questions were asked{which}, and scores over them cannot be compared"
+
+
+def _about_numbers(found: Mapping[str, Any], reports: Sequence[Report]) -> Iterator[str]:
+    """Say what is more than noise, and what cannot be compared."""
+    if found["same_weights"]:
+        yield "both measure the same weights"
+    bases = [each.settings.get("base_sha256") for each in reports]
+    if _same(*bases) is False:
+        yield "their bases differ: what is kept is kept of two different models"
+    yield from map(_verdict, found["paired"])
+    if any(row["units"] is None for row in found["paired"]):
+        yield "predictions do not say which questions share a picture: intervals may be too narrow"
+    if not found["paired"] and found["same_questions"]:
+        yield from _by_intervals(found["quality"])
+    named = _differing(found["settings"], TIMED)
+    timed = any(row["difference"] is not None for row in found["speed"])
+    if timed and not named and all(each.settings.get("device") == "cpu" for each in reports):
+        yield "both were timed on a CPU: whether on one and the same, reports do not say"
+    if timed and named:
+        yield (
+            f"speeds were not measured alike ({'; '.join(named)}), and cannot be compared; of the "
+            "speed-ups, each is over the base beside it"
+        )
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    """Say in words what came of a pair of answers to each question."""
+    whose = f"{row['of']}, {row['task']}"
+    if not row["changed"] and not row["difference"]:
+        return f"{whose}: no answer changed"
+    gain = f"{points(row['difference'])} ({percent(row['first'])} to {percent(row['second'])}"
+    if row["interval"] is None:
+        return f"{whose}: {gain}); too few pictures to say whether that is noise"
+    low, high = (f"{100 * edge:+.1f}" for edge in row["interval"])
+    word = "within the noise" if row["noise"] else "more than noise"
+    return f"{whose}: {gain}; 95 % interval {low} to {high}), which is {word}"
+
+
+def _by_intervals(quality: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Compare intervals of what is kept, where answers are not paired."""
+    (kept,) = [row for row in quality if row["measure"] == "kept"] or [None]
+    if kept is None or None in (kept["intervals"] or {"": None}).values():
+        return
+    (low, high), (other_low, other_high) = kept["intervals"].values()
+    if low <= other_high and other_low <= high:
+        yield "kept: the intervals overlap, so that the difference may be noise"
+    else:
+        yield "kept: the intervals do not overlap, so that the difference is more than noise"
+
+
+def points(difference: float) -> str:
+    """Write a difference of two shares."""
+    return f"{100 * difference:+.1f} points"
+
+
+def table(result: Mapping[str, Any]) -> RenderableType:
+    """Show two reports side by side; numbers of the base only where they differ."""
+    blocks: list[RenderableType] = [
+        Text(f"first:  {result['first']}\nsecond: {result['second']}"),
+        Text("\n".join(f"* {note}" for note in result["notes"]), "bold"),
+        _grid(
+            ("setting", "first", "second"),
+            [
+                (row["setting"], *map(_word, (row["first"], row["second"])))
+                for row in result["settings"]
+            ],
+        ),
+    ]
+    for part in ("quality", "cost", "speed"):
+        lines = [_line(row) for row in result[part] if row["of"] != BASE or row["difference"]]
+        blocks.append(_grid((part, "first", "second", "change"), lines))
+    head = ("answers", "questions", "changed", "right to wrong", "wrong to right", "difference")
+    blocks.append(_grid(head, [_paired(row) for row in result["paired"]]))
+    shown = [block for block in blocks if not isinstance(block, Table) or block.row_count]
+    return Group(*(part for block in shown for part in (block, "")))
+
+
+def _word(value: Any) -> str:
+    """Write a setting; of a hash its beginning."""
+    text = DASH if value is None else str(value)
+    return text[:12] if re.fullmatch(r"[0-9a-f]{64}", text) else text
+
+
+def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
+    key, *rest = row["measure"].split(".")
+    title, write = WRITERS[key]
+    if rest and rest[-1] in ("kept", "agreement"):
+        write = percent
+    words = [title, *(part for part in rest if part not in ("score", "metrics"))]
+    name = " ".join(filter(None, words)) + (", base" if row["of"] == BASE else "")
+    cells = [_cell(row, which, write) for which in ("first", "second")]
+    return name, *cells, _change(row, in_points=write is percent)
+
+
+def _cell(row: Mapping[str, Any], which: str, write: Callable[[float | None], str]) -> str:
+    interval = (row["intervals"] or {}).get(which)
+    if not interval:
+        return write(row[which])
+    low, high = (f"{100 * edge:.1f}" for edge in interval)
+    return f"{write(row[which])} ({low}{DASH}{high})"
+
+
+def _change(row: Mapping[str, Any], *, in_points: bool) -> str:
+    if row["difference"] is None:
+        return DASH
+    if in_points:
+        return points(row["difference"])
+    return times(row["second"] / row["first"]) if row["first"] else DASH
+
+
+def _paired(row: Mapping[str, Any]) -> tuple[str, ...]:
+    counts = (row["questions"], row["changed"], row["right_to_wrong"], row["wrong_to_right"])
+    return (
+        f"{row['of']}, {row['task']}",
+        *(f"{count:,}" for count in counts),
+        points(row["difference"]),
+    )
+
+
+def _grid(head: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    grid = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for title in head:
+        grid.add_column(title, justify="left" if title in (head[0], "setting") else "right")
+    for line in lines:
+        grid.add_row(*line)
+    return grid
