@@ -16,7 +16,10 @@ from victorctl.errors import CheckFailed, VictorError
 from victorctl.recipe import Recipe, Run
 from victorctl.sources import DEMO
 
-COMMANDS = "demo convert finetune eval push pull inspect show diff families doctor data recipes bench".split()
+COMMANDS = [
+    *"demo convert finetune eval push pull inspect show diff".split(),
+    *"families doctor data recipes bench".split(),
+]
 
 
 @pytest.fixture
