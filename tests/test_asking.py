@@ -1,6 +1,7 @@
 """Answers are the same however the work was cut, interrupted, shared or known before."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import torch
 from tests.tiny import tiny_data, tiny_llava, tiny_rows
 from victorctl import base_answers, checkpoint
 from victorctl.answering import FIRST_TOKENS, NEVER, Beginning, Greedy
-from victorctl.base_answers import BaseAnswers, First
+from victorctl.base_answers import BaseAnswer, BaseAnswers, First
 from victorctl.convert import convert
 from victorctl.errors import VictorError
 from victorctl.evaluate import evaluate
@@ -178,9 +179,26 @@ def test_only_the_same_evaluation_goes_on(run, tmp_path):
     assert (tmp_path / "eval.answers" / "data.0.jsonl").read_bytes() == before
 
 
-def test_where_nothing_was_interrupted_nothing_is_resumed(run):
-    with pytest.raises(VictorError, match=r"no interrupted evaluation to resume\n  fix: leave"):
+def test_a_job_that_always_resumes_starts_where_nothing_was_answered_yet(run, capsys):
+    run(resume=True, quiet=False)
+
+    assert "nothing was answered yet: starting" in capsys.readouterr().err
+
+
+def test_a_finished_evaluation_is_not_asked_again_by_mistake(run, generations):
+    run()
+    generations.clear()
+
+    with pytest.raises(VictorError, match=r"nothing to resume, the evaluation is finished\n  fix:"):
         run(resume=True)
+    assert generations == []
+
+
+def test_another_device_or_attention_does_not_go_on(run):
+    with stopped_at(2):
+        run()
+    with pytest.raises(VictorError, match="another run lies here: attention was sdpa, is eager"):
+        run(resume=True, attn="eager")
 
 
 def test_a_folder_that_is_no_evaluations_is_left_alone(run, tmp_path):
@@ -291,10 +309,36 @@ def test_an_entry_comes_back_as_it_was(tmp_path):
     assert Notebook(tmp_path).read("gqa") == {}
 
 
-def test_a_cache_that_cannot_be_made_says_how_to_do_without(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    with pytest.raises(VictorError, match=r"fix: add --set eval.base_cache=false"):
-        BaseAnswers({"sha256": "0"}, tmp_path / "file")
+def test_what_a_kill_cut_short_is_asked_again(tmp_path):
+    answer = BaseAnswer("a", First([1], [-0.5], -1.0))
+    known = BaseAnswers({"sha256": "0"}, tmp_path)
+    known.add([("k1", answer), ("k2", answer)])
+    (file,) = known.folder.iterdir()
+    file.write_bytes(file.read_bytes()[:-9])
+
+    again = BaseAnswers({"sha256": "0"}, tmp_path)
+
+    assert (again.find("k1"), again.find("k2"), again.find("k3")) == (answer, None, None)
+    assert BaseAnswers({"sha256": "1"}, tmp_path).find("k1") is None
+
+
+@pytest.mark.parametrize("when", ["from the start", "later"])
+def test_an_evaluation_goes_on_where_nothing_can_be_kept(run, known, when, monkeypatch, capsys):
+    if when == "from the start":
+        known.parent.mkdir(parents=True)
+        known.touch()
+    else:
+        monkeypatch.setattr(base_answers, "append_lines", full)
+
+    result, _ = run(quiet=False)
+
+    assert result["questions"] == 7
+    said = capsys.readouterr().err
+    assert said.count("; the base's answers are not kept") == 1
+
+
+def full(*_args):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 # ---- The first token -----------------------------------------------------------------------------

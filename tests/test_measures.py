@@ -7,7 +7,16 @@ import pytest
 from victorctl.benchmarks.base import Asked, Scorer
 from victorctl.cost import Shape
 from victorctl.exact import Exact
-from victorctl.measures import Comparison, Load, Marked, adapter_flops, agreement, spend
+from victorctl.measures import (
+    Comparison,
+    Load,
+    Marked,
+    adapter_flops,
+    agreement,
+    draw,
+    interval,
+    spend,
+)
 
 SHAPE = Shape(
     layers=4,
@@ -41,7 +50,8 @@ ASKED = [
 
 def compared(asked=ASKED, base=BASE, scorer=Exact):
     theirs = None if base is None else Marked.of(scorer(), asked, base[: len(asked)])
-    return Comparison(Marked.of(scorer(), asked, MODEL[: len(asked)]), theirs, seed=3)
+    ours = Marked.of(scorer(), asked, MODEL[: len(asked)])
+    return Comparison(ours, theirs, draw([ours, theirs], seed=3) if theirs else None)
 
 
 def test_a_model_is_scored_beside_its_base():
@@ -54,7 +64,7 @@ def test_a_model_is_scored_beside_its_base():
 
 
 def test_a_type_is_summed_up_by_itself_with_an_interval_of_its_own():
-    assert compared().of_type("where") == {
+    assert compared().of_type("where", seed=3) == {
         "model": 1 / 2,
         "base": 2 / 2,
         "questions": 2,
@@ -67,28 +77,28 @@ def test_a_type_is_summed_up_by_itself_with_an_interval_of_its_own():
 def test_units_are_drawn_and_not_questions():
     # Pictures are right 2:3, 1:1 and 0:0. Three draws: 2/3 if q is never drawn, 1 if p is never,
     # and else in between. By questions, kept would reach from 0.25 or less to more than 1.
-    assert compared().interval() == pytest.approx([2 / 3, 1])
+    assert interval(compared().draws) == pytest.approx([2 / 3, 1])
 
 
 def test_without_a_base_there_is_nothing_to_keep():
     found = compared(base=None)
 
     assert found.score() == {"model": 0.5, "base": None}
-    assert found.kept() is found.interval() is agreement(MODEL, None) is None
-    assert found.of_type("where")["kept"] is None
+    assert found.kept() is interval(found.draws) is agreement(MODEL, None) is None
+    assert found.of_type("where", seed=3)["kept"] is None
 
 
 def test_one_picture_gives_no_interval():
     found = compared([replace(one, unit="p") for one in ASKED])
 
     assert found.kept() == pytest.approx(3 / 4)
-    assert found.interval() is None
+    assert found.draws is None
 
 
 def test_what_a_base_that_is_never_right_leaves_to_be_kept_is_open():
     found = compared(base=["?"] * 6)
 
-    assert found.kept() is found.interval() is None
+    assert found.kept() is interval(found.draws) is None
 
 
 class Pairs(Scorer):
@@ -113,7 +123,7 @@ def test_a_scorer_decides_what_a_unit_is_worth_and_in_what_unit():
     assert found.score() == {"model": 0, "base": 10}
     assert found.normalised() == {"model": 0, "base": 1 / 3}
     assert found.metrics()["of p"] == {"model": 1, "base": 1}
-    ours, theirs = found.draws()
+    ours, theirs = found.draws
     assert set(theirs) == {0, 1 / 3, 2 / 3}  # two pictures drawn: p never, once or twice
     assert not ours.any()
 

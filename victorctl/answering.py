@@ -15,7 +15,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from victorctl.base_answers import First
+from victorctl.base_answers import DIGITS, First
 from victorctl.data.batches import padding_token
 from victorctl.questions import Prompts, Question, prepare
 
@@ -144,7 +144,11 @@ class Beginning(LogitsProcessor):
         count = min(FIRST_TOKENS, self.log_probabilities.shape[-1] - 1)
         top = self.log_probabilities.topk(count)  # [b, count]
         rest = self.log_probabilities.scatter(-1, top.indices, -torch.inf).logsumexp(-1)  # [b]
-        return [First(*one) for one in zip(*map(Tensor.tolist, (*top[::-1], rest)), strict=True)]
+        rows = zip(top.indices.tolist(), top.values.tolist(), rest.tolist(), strict=True)
+        return [
+            First(tokens, [round(one, DIGITS) for one in logs], round(other, DIGITS))
+            for tokens, logs, other in rows
+        ]
 
     def divergence(self, base: Sequence[First]) -> list[float]:
         """Measure how far the chosen distributions are from the base's.

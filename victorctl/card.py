@@ -124,8 +124,10 @@ def _metadata(release: Release, repo: str, licence: Licence, dataset: str | None
 def _results(report: Mapping[str, Any]) -> list[EvalResult]:
     """List what was measured as the Hub's index of results takes it, shares in percent."""
     if report.get("benchmarks"):
+        limit = report["settings"].get("limit")
+        part = "" if limit is None else f", first {limit:,} questions"
         named = report["benchmarks"].items()
-        return [one for name, found in named for one in _results_of(name, found)]
+        return [one for name, found in named for one in _results_of(name, found, part)]
     data = report["settings"]["data"]
     slug = re.sub(r"[^\w.-]+", "-", data)
     shown = {"accuracy": report["accuracy"]["model"], "accuracy kept": report["kept"]}
@@ -143,8 +145,14 @@ def _results(report: Mapping[str, Any]) -> list[EvalResult]:
     ]
 
 
-def _results_of(name: str, found: Mapping[str, Any]) -> Iterator[EvalResult]:
-    """List what was measured on one benchmark: its score, and how much of the base's is kept."""
+def _results_of(name: str, found: Mapping[str, Any], part: str) -> Iterator[EvalResult]:
+    """List what was measured on one benchmark: its score, and how much of the base's is kept.
+
+    Args:
+        name: Of the benchmark.
+        found: Of it.
+        part: What of its questions was asked, where not all were.
+    """
     data = benchmark(name).data
     scale = 100 if found["highest"] == 1 else 1
     shown = {found["metric"]: (scale, found["score"]["model"]), "kept": (100, found["kept"])}
@@ -153,7 +161,7 @@ def _results_of(name: str, found: Mapping[str, Any]) -> Iterator[EvalResult]:
             yield EvalResult(
                 task_type=TASK,
                 dataset_type=data.repo,
-                dataset_name=found["title"],
+                dataset_name=found["title"] + part,
                 dataset_config=data.config,
                 dataset_split=data.split,
                 metric_type=metric,

@@ -36,11 +36,12 @@ app = typer.Typer(
 )
 
 
-def held_out(settings: Recipe) -> str:
-    """Say what to measure a freshly trained model on."""
-    if settings.eval.data:
-        return settings.eval.data
-    return "demo:test" if settings.data.train == "demo" else "DATA"
+def held_out(settings: Recipe) -> list[str]:
+    """Say what to measure a freshly trained model on, as options of eval."""
+    if settings.eval.benchmarks:
+        return ["--benchmarks", ",".join(settings.eval.benchmarks)]
+    usual = "demo:test" if settings.data.train == "demo" else "DATA"
+    return ["--data", settings.eval.data or usual]
 
 
 @app.callback()
@@ -196,9 +197,7 @@ def finetune(
     from victorctl.finetune import finetune as stage
 
     result = stage(model, recipe=settings, run=run)
-    following = hint(
-        "eval", out, "--data", held_out(settings), *recipes.spell(recipe), dry_run=dry_run
-    )
+    following = hint("eval", out, *held_out(settings), *recipes.spell(recipe), dry_run=dry_run)
     show("finetune", result, as_json=json, table=sheet, following=following)
 
 

@@ -4,6 +4,8 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,16 @@ from victorctl.errors import VictorError
 from victorctl.evaluation import Evaluation, command, dtype_of, identity, settings
 from victorctl.findings import Finding, differences, predictions, quality
 from victorctl.folders import check_output, writing
+from victorctl.measures import Marked
 from victorctl.notebook import Notebook
 from victorctl.processes import Processes
 from victorctl.recipe import Recipe, Run
 from victorctl.runtime import resolve, say, seed_everything, set_threads, versions
-from victorctl.spending import baseline, costs, speeds
-from victorctl.tasks import check_asked, open_tasks
+from victorctl.spending import baseline, costs, mean_costs, speeds
+from victorctl.tasks import Task, check_asked, open_tasks
+from victorctl.weights import sha256
 
+PATIENCE = timedelta(days=30)  # shares of a long evaluation do not end together
 SEVERAL = 16  # questions answered at once where speed is measured
 
 
@@ -46,22 +51,24 @@ def evaluate(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     started = time.perf_counter()
     out = _output(model, recipe, run)
     set_threads(run.threads)
-    processes = Processes.start(run, unused=False)
+    processes = Processes.start(run, patience=PATIENCE)
     _check_whole(processes)
-    notebook = Notebook(out.with_name(f"{out.name}.answers"))
-    if processes.first:
-        notebook.check(resume=run.resume, quiet=run.quiet)
+    place = out.resolve()
+    notebook = Notebook(place.with_name(f"{place.name}.answers"))
+    resume = processes.first and notebook.check(run, out / "report.json")
     typed, run = run, processes.place(run)
     resolve(run)
     seed_everything(recipe.seed)
     tasks = open_tasks(recipe.eval, quiet=run.quiet)
+    for task in tasks:
+        _check_scored(task)
     if recipe.eval.data == "demo":
         say("warning: demo is what models are trained on; --data demo:test is not", quiet=run.quiet)
     say(f"hashing and loading {model}", quiet=run.quiet)
-    hashes = checkpoint.hash_base(model)
+    hashes = processes.from_first(partial(checkpoint.hash_base, model))
     field = enter(model, recipe, run, hashes)
     whole = Evaluation(model, recipe, typed, run, out, tasks, field, hashes, processes)
-    holding = notebook.running(identity(whole), resume=run.resume)
+    holding = notebook.running(identity(whole), resume=resume)
     with _leaving(notebook, run), holding if processes.first else nullcontext():
         processes.wait()
         findings = _ask(whole, Notebook(notebook.folder, process=processes.number))
@@ -95,6 +102,16 @@ def _check_whole(processes: Processes) -> None:
         )
 
 
+def _check_scored(task: Task) -> None:
+    """Refuse questions that cannot be scored, however they are answered: too few of a benchmark."""
+    asked = [*task.asked]
+    if Marked.of(task.scorer, asked, [""] * len(asked)).share is None:
+        raise VictorError(
+            f"{task.title}: the first {len(asked)} questions do not make a score",
+            fix="ask more of them: a larger --limit, or none",
+        )
+
+
 @contextmanager
 def _fitting(batch_size: int) -> Iterator[None]:
     """Let a full GPU be an error that says how to need less."""
@@ -123,6 +140,7 @@ def _leaving(notebook: Notebook, run: Run) -> Iterator[None]:
 def _ask(whole: Evaluation, notebook: Notebook) -> list[Finding]:
     """Put all tasks to everybody; only the first process learns the answers."""
     field, asked, found = whole.field, whole.recipe.eval, []
+    known = {length: _known(whole, length) for length in {task.longest for task in whole.tasks}}
     for task in whole.tasks:
         if len(whole.tasks) > 1:
             say(f"{task.title}: {len(task.asked)} questions", quiet=whole.run.quiet)
@@ -131,7 +149,7 @@ def _ask(whole: Evaluation, notebook: Notebook) -> list[Finding]:
             field.greedy,
             asked.batch_size,
             task.longest,
-            _known(whole, task.longest),
+            known[task.longest],
             whole.processes,
             whole.run.quiet,
         )
@@ -156,6 +174,7 @@ def _known(whole: Evaluation, longest: int) -> BaseAnswers | None:
             "longest": longest,
             "stop": sorted(field.greedy.stop),
             "versions": {name: versions()[name] for name in ("torch", "transformers")},
+            "code": None if field.base.native else sha256(checkpoint.CODE),
         }
     )
 
@@ -174,14 +193,13 @@ def _measure(whole: Evaluation, findings: Sequence[Finding]) -> dict[str, Any]:
         if finding.task.name in found["benchmarks"]:
             tokens = costs(field, finding.answers.sizes)["mean_visual_tokens"]
             found["benchmarks"][finding.task.name]["mean_visual_tokens"] = tokens
-    sizes = [size for finding in findings for size in finding.answers.sizes]
     return {
         **found,
-        **costs(field, sizes),
+        **mean_costs(field, findings),
         "omissions": list(cost.shape_of(field.model.config).omissions),
         **speed,
         "baselines": {
-            name: baseline(field, name, findings, sizes) | {"speedup": faster.get(name, {})}
+            name: baseline(field, name, findings) | {"speedup": faster.get(name, {})}
             for name in field.ways
         },
         "report": str(whole.out / "report.html"),

@@ -52,6 +52,11 @@ def dtype_of(field: Field) -> str:
     return str(field.model.dtype).removeprefix("torch.")
 
 
+def attention_of(field: Field) -> str:
+    """Name the attention that the language model computes with."""
+    return field.model.config.get_text_config()._attn_implementation
+
+
 def identity(whole: Evaluation) -> dict[str, Any]:
     """What a resumed evaluation must share with the one it continues, as JSON gives it back."""
     base = whole.field.base
@@ -62,6 +67,8 @@ def identity(whole: Evaluation) -> dict[str, Any]:
         "questions": {task.name: len(task.asked) for task in whole.tasks},
         "seed": whole.recipe.seed,
         "dtype": dtype_of(whole.field),
+        "device": whole.field.model.device.type,
+        "attention": attention_of(whole.field),
         **whole.recipe.eval.model_dump(exclude=set(WAYS)),
     }
     return json.loads(json.dumps(shared))
@@ -91,7 +98,7 @@ def settings(whole: Evaluation) -> dict[str, Any]:
         "seed": recipe.seed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "dtype": dtype_of(field),
-        "attention": model.config.get_text_config()._attn_implementation,
+        "attention": attention_of(field),
         "threads": torch.get_num_threads(),
         "processes": whole.processes.count,
         "versions": versions(),

@@ -51,6 +51,8 @@ def append_lines(path: Path, values: Iterable[Any]) -> None:
     lines = "".join(f"\n{json.dumps(value)}" for value in values)  # ends a line that was cut short
     with path.open("a", encoding="utf-8") as out:
         out.write(lines)
+        out.flush()
+        os.fsync(out.fileno())
 
 
 def read_lines(path: Path) -> Iterator[Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,7 @@ from victorctl.measures import (
     Marked,
     Pair,
     agreement,
+    draw,
     interval,
     pair,
     share,
@@ -45,27 +47,37 @@ class Finding:
         rule, asked = self.task.scorer, self.task.asked
         return {name: Marked.of(rule, asked, of) for name, of in self.answers.texts.items()}
 
-    @cached_property
-    def compared(self) -> Comparison:
-        """The model beside its base."""
-        return self.beside(MODEL)
+    @property
+    def seeds(self) -> int | list[int]:
+        """Of the task's own bootstrap: two tasks are not drawn alike."""
+        name = self.task.name
+        return self.seed if name == DATA else [self.seed, crc32(name.encode())]
 
     @cached_property
-    def draws(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Scores of both with units drawn anew."""
-        return self.compared.draws()
+    def drawn(self) -> dict[str, np.ndarray] | None:
+        """Everybody's shares with units drawn anew; None without a base to divide by."""
+        if BASE not in self.marked:
+            return None
+        drawn = draw([*self.marked.values()], self.seeds)
+        return drawn and dict(zip(self.marked, drawn, strict=True))
 
     def beside(self, name: str) -> Comparison:
         """Put one of those asked beside the base."""
-        return Comparison(self.marked[name], self.marked.get(BASE), self.seed)
+        draws = self.drawn and (self.drawn[name], self.drawn[BASE])
+        return Comparison(self.marked[name], self.marked.get(BASE), draws)
 
     def agreement(self) -> float | None:
         """Count how often model and base give the same answer."""
         return agreement(self.answers.texts[MODEL], self.answers.texts.get(BASE))
 
+    def by_type(self) -> dict[str, Any]:
+        """Sum up each type of question by itself."""
+        types, compared = dict.fromkeys(one.type for one in self.task.asked), self.beside(MODEL)
+        return {type_: compared.of_type(type_, self.seeds) for type_ in types}
+
     def benchmark(self) -> dict[str, Any]:
         """Sum up a benchmark."""
-        scorer, compared = self.task.scorer, self.compared
+        scorer, compared = self.task.scorer, self.beside(MODEL)
         return {
             "title": self.task.title,
             "questions": len(self.task.asked),
@@ -73,44 +85,35 @@ class Finding:
             "highest": scorer.highest,
             "score": compared.score(),
             "kept": compared.kept(),
-            "interval": interval(self.draws),
+            "interval": interval(compared.draws),
             "agreement": self.agreement(),
-            "first_token_kl": _mean(self.answers.divergences),
+            "first_token_kl": _mean(self.answers.divergences or [None]),
             "metrics": compared.metrics(),
             "meanings": dict(scorer.meanings),
-        }
-
-    def row(self) -> dict[str, Any]:
-        """Sum up in the words that all tasks share."""
-        return {
-            **self.compared.normalised(),
-            "questions": len(self.task.asked),
-            "kept": self.compared.kept(),
-            "interval": interval(self.draws),
+            "by_type": self.by_type(),
         }
 
 
 def quality(findings: Sequence[Finding]) -> dict[str, Any]:
-    """Sum up all tasks: of several, the mean of their scores.
+    """Sum up all tasks: of several, every number is the mean over them.
 
     Returns:
         `questions`, `accuracy`, `kept`, `interval`, `agreement`, `first_token_kl`, `by_type` and
         `benchmarks` of `eval --json`.
     """
     accuracy = mean_score(findings, MODEL)
-    agreeing = [finding.agreement() for finding in findings]
-    sizes = [len(finding.task.asked) for finding in findings]
-    diverging = [finding.answers.divergences for finding in findings]
-    known = [one for each in diverging for one in each or ()]
     own = len(findings) == 1 and findings[0].task.name == DATA
+    rows = {one.task.name: one.beside(MODEL).row() for one in findings}
     return {
-        "questions": sum(sizes),
+        "questions": sum(len(finding.task.asked) for finding in findings),
         "accuracy": accuracy,
         "kept": share(**accuracy),
         "interval": mean_interval(findings, MODEL),
-        "agreement": None if None in agreeing else fmean(agreeing, sizes),
-        "first_token_kl": _mean(known or None),
-        "by_type": _types(findings[0]) if own else {one.task.name: one.row() for one in findings},
+        "agreement": _mean([finding.agreement() for finding in findings]),
+        "first_token_kl": _mean(
+            [_mean(finding.answers.divergences or [None]) for finding in findings]
+        ),
+        "by_type": findings[0].by_type() if own else rows,
         "benchmarks": {} if own else {one.task.name: one.benchmark() for one in findings},
     }
 
@@ -123,22 +126,19 @@ def mean_score(findings: Sequence[Finding], name: str) -> Pair:
 
 def mean_interval(findings: Sequence[Finding], name: str) -> list[float] | None:
     """Bound what is kept of the mean score; every task is drawn anew by itself."""
-    drawn = [
-        finding.draws if name == MODEL else finding.beside(name).draws() for finding in findings
-    ]
+    drawn = [finding.beside(name).draws for finding in findings]
     if None in drawn:
         return None
-    ours, theirs = (np.mean(each, axis=0) for each in zip(*drawn, strict=True))
-    return interval((ours, theirs))
+    return interval(tuple(np.mean(each, axis=0) for each in zip(*drawn, strict=True)))
 
 
-def _mean(values: Sequence[float | None] | None) -> float | None:
-    return None if values is None or None in values else fmean(values)
+def mean_pairs(pairs: Sequence[Pair]) -> Pair:
+    """Average pairs of numbers, each by itself."""
+    return pair(*(_mean([one[who] for one in pairs]) for who in (MODEL, BASE)))
 
 
-def _types(finding: Finding) -> dict[str, Any]:
-    types = dict.fromkeys(one.type for one in finding.task.asked)
-    return {type_: finding.compared.of_type(type_) for type_ in types}
+def _mean(values: Sequence[float | None]) -> float | None:
+    return None if None in values else fmean(values)
 
 
 def predictions(findings: Sequence[Finding]) -> Iterator[dict[str, Any]]:

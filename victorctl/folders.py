@@ -22,6 +22,7 @@ REPORT = (
 WRITTEN = (
     *SMALL_FILES, *REPORT, *(f"eval/{name}" for name in REPORT), LINEAGE, "*.safetensors",
     "*.safetensors.index*.json", "modeling_victor.py", "loss.png", "loss.jsonl", "eval.answers/*",
+    "eval.answers.lock",
 )  # fmt: skip
 """What stages write; any other file is somebody's own."""
 SPARE = 64 << 20  # bytes that must stay free beside what is written

@@ -3,15 +3,16 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from victorctl import cost
-from victorctl.benchmarks.base import Asked, Scorer
+from victorctl.benchmarks.base import Asked, Number, Scorer
+from victorctl.bootstrap import bounds, resample
 from victorctl.exact import normalise
-from victorctl.statistics import bounds, resample
 
 Pair = dict[str, Any]
 """A number of the model and one of the base, which is None where no base was run."""
@@ -69,8 +70,9 @@ class Marked:
         """Tell whether an answer is at least half right."""
         return self.marks[place]["right"] >= 0.5
 
+    @cached_property
     def sums(self) -> Sums:
-        """Add up the marks of each unit."""
+        """The marks of each unit, added up."""
         units: dict[Any, list[int]] = {}
         for place, one in enumerate(self.asked):
             units.setdefault(one.unit, []).append(place)
@@ -83,92 +85,98 @@ class Marked:
         names = tuple(dict.fromkeys(name for sums in each for name in sums))
         return Sums(names, np.array([[sums.get(name, 0.0) for name in names] for sums in each]))
 
+    @cached_property
+    def _whole(self) -> dict[str, float]:
+        names, values = self.sums
+        return dict(zip(names, values.sum(axis=0).tolist(), strict=True))
+
+    @cached_property
     def scores(self) -> dict[str, float | None]:
-        """Score all answers together; None where there is nothing to divide by."""
-        names, values = self.sums()
-        found = self.scorer.sum_up(dict(zip(names, values.sum(axis=0).tolist(), strict=True)))
-        return {name: _known(float(value)) for name, value in found.items()}
+        """All answers together, scored; None where there is nothing to divide by."""
+        return {name: _known(value) for name, value in self.scorer.sum_up(self._whole).items()}
+
+    @cached_property
+    def share(self) -> float | None:
+        """The main score as a share of what can be reached."""
+        return _known(self.scorer.share(self._whole))
 
 
-def _known(value: float) -> float | None:
-    return value if np.isfinite(value) else None
+def _known(value: Number) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def draw(marked: Sequence[Marked], seed: int | Sequence[int]) -> list[np.ndarray] | None:
+    """Draw units anew, the same ones for everybody, and score each draw.
+
+    Args:
+        marked: Answers to the same questions.
+        seed: Of the draws.
+
+    Returns:
+        For everybody, the main score as a share of what can be reached [draws]. None of one unit
+        alone, which tells of no other.
+    """
+    sums = [one.sums for one in marked]
+    if len(sums[0].values) < 2:
+        return None
+    drawn = resample([each.values for each in sums], seed=seed)
+    scorer = marked[0].scorer
+    return [
+        np.asarray(scorer.share(dict(zip(each.names, values.T, strict=True))), float)
+        for each, values in zip(sums, drawn, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model beside its base on one task.
+    """Somebody's answers to a task beside the base's.
 
     Args:
-        model: Its answers.
+        model: The answers.
         base: The base's; None where there is none.
-        seed: Of the bootstrap.
+        draws: Shares of both with units drawn anew [draws], where there are any.
     """
 
     model: Marked
     base: Marked | None
-    seed: int
+    draws: tuple[np.ndarray, np.ndarray] | None = None
 
     def score(self) -> Pair:
         """Give the score that stands for all, in its own unit."""
         main = self.model.scorer.main
-        return pair(self.model.scores()[main], self.base and self.base.scores()[main])
+        return pair(self.model.scores[main], self.base and self.base.scores[main])
 
     def normalised(self) -> Pair:
-        """Give the same as a share of the highest."""
-        highest = self.model.scorer.highest
-        return {
-            who: None if value is None else value / highest for who, value in self.score().items()
-        }
+        """Give the same as a share of what can be reached."""
+        return pair(self.model.share, self.base and self.base.share)
 
     def metrics(self) -> dict[str, Pair]:
         """Give every score."""
-        ours = self.model.scores()
-        theirs = self.base.scores() if self.base else {}
-        return {name: pair(ours[name], theirs.get(name)) for name in ours}
+        theirs = self.base.scores if self.base else {}
+        return {name: pair(ours, theirs.get(name)) for name, ours in self.model.scores.items()}
 
     def kept(self) -> float | None:
         """Divide the model's score by the base's."""
-        return share(**self.score())
+        return share(**self.normalised())
 
-    def draws(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Draw units anew, and score both: as shares of the highest [draws] each.
-
-        Returns:
-            None without a base, and of one unit alone, which tells of no other.
-        """
-        if self.base is None:
-            return None
-        sums = self.model.sums(), self.base.sums()
-        if len(sums[0].values) < 2:
-            return None
-        drawn = resample([each.values for each in sums], seed=self.seed)
-        scorer = self.model.scorer
-        ours, theirs = (
-            np.asarray(
-                scorer.sum_up(dict(zip(each.names, values.T, strict=True)))[scorer.main], float
-            )
-            / scorer.highest
-            for each, values in zip(sums, drawn, strict=True)
-        )
-        return ours, theirs
-
-    def interval(self) -> list[float] | None:
-        """Bound what is kept with 95 % confidence."""
-        return interval(self.draws())
-
-    def of_type(self, type_: str) -> dict[str, Any]:
-        """Sum up the questions of one type alone."""
-        part = Comparison(self.model.only(type_), self.base and self.base.only(type_), self.seed)
+    def row(self) -> dict[str, Any]:
+        """Sum up in a line."""
         return {
-            **part.normalised(),
-            "questions": len(part.model.asked),
-            "kept": part.kept(),
-            "interval": part.interval(),
+            **self.normalised(),
+            "questions": len(self.model.asked),
+            "kept": self.kept(),
+            "interval": interval(self.draws),
         }
+
+    def of_type(self, type_: str, seed: int | Sequence[int]) -> dict[str, Any]:
+        """Sum up the questions of one type alone, in a line."""
+        ours, theirs = self.model.only(type_), self.base and self.base.only(type_)
+        drawn = draw([ours, theirs], seed) if theirs else None
+        return Comparison(ours, theirs, drawn and tuple(drawn)).row()
 
 
 def interval(draws: tuple[np.ndarray, np.ndarray] | None) -> list[float] | None:
-    """Bound the share of the base's score that the model keeps.
+    """Bound the share of the base's score that is kept.
 
     Args:
         draws: Scores of both in every draw; those in which the base scores nothing are left out.

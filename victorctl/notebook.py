@@ -3,12 +3,14 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from victorctl.errors import VictorError
 from victorctl.files import append_lines, read_lines
 from victorctl.folders import explained
 from victorctl.questions import Size
+from victorctl.recipe import Run
 from victorctl.runtime import say
 from victorctl.unfinished import Unfinished
 
@@ -47,29 +49,36 @@ class Notebook(Unfinished):
         """Whether a question was answered."""
         return any(self.folder.glob("*.jsonl"))
 
-    def check(self, *, resume: bool, quiet: bool) -> None:
+    def check(self, run: Run, report: Path) -> bool:
         """Refuse what cannot be continued; changes nothing.
 
         Args:
-            resume: Whether an interrupted evaluation is to be continued.
-            quiet: Do not say that one will be lost.
+            run: Says whether an interrupted evaluation is to be continued.
+            report: Where a finished one leaves its report.
+
+        Returns:
+            Whether there is one to be continued.
 
         Raises:
-            VictorError: If another evaluation is under way here, there is nothing to resume, or the
-                folder is not one of an evaluation.
+            VictorError: If another evaluation is under way here, the one to resume is finished, or
+                the folder is not one of an evaluation.
         """
         self.check_idle()
-        if resume and not (self.exists and self.description.exists()):
-            problem = f"{self.folder}: no interrupted evaluation to resume"
-            raise VictorError(problem, fix="leave --resume out")
-        if self.exists and not resume:
+        there = self.exists and self.description.exists()
+        if run.resume and not there and report.exists():
+            problem = f"{report}: nothing to resume, the evaluation is finished"
+            raise VictorError(problem, fix="leave --resume out to ask everything again")
+        if run.resume and not there:
+            say("nothing was answered yet: starting", quiet=run.quiet)
+        if self.exists and not run.resume:
             lost = "starting again: an interrupted evaluation was here, which --resume goes on with"
-            say(lost, quiet=quiet)
+            say(lost, quiet=run.quiet)
         if self.folder.exists() and not self.description.exists():
             raise VictorError(
                 f"{self.folder}: answers belong here, and this was not written by victorctl",
                 fix="move it away, or choose another --out",
             )
+        return run.resume and there
 
     def add(self, task: str, entries: Sequence[Entry]) -> None:
         """Write down a batch.

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from victorctl.bootstrap import bounds, resample
 from victorctl.exact import normalise
 from victorctl.reports import Prediction
-from victorctl.statistics import bounds, resample
 
 RIGHT = 0.5  # an answer that is at least half right counts as right
 SEED = 0  # of the draws: the same two reports always give the same interval

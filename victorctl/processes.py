@@ -1,4 +1,4 @@
-"""The processes of a training run: one, or several that each take their share of every step.
+"""The processes of a run: one, or several that each take their share of the work.
 
 accelerate says which there are and what each computes on: `accelerate launch -m victorctl finetune`
 with a configuration for several GPUs or for FSDP, or `victorctl finetune --processes N`. On several
@@ -8,10 +8,11 @@ machines, all must see the folder of the output.
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import (
     FullyShardedDataParallelPlugin,
     broadcast_object_list,
@@ -44,12 +45,16 @@ class Processes:
     sharded: bool = False
 
     @classmethod
-    def start(cls, run: Run, *, unused: bool) -> "Processes":
+    def start(
+        cls, run: Run, *, unused: bool = False, patience: timedelta | None = None
+    ) -> "Processes":
         """Find the others, if a launcher has started several.
 
         Args:
             run: Where and on what.
             unused: Whether a weight that is trained may have no part in a step.
+            patience: How long one may wait for another; None for accelerate's own limit, some
+                minutes.
 
         Raises:
             VictorError: If each cannot have a GPU of its own, or the launcher's configuration asks
@@ -72,7 +77,8 @@ class Processes:
             )
         on_cpu = run.device == "cpu" or not torch.cuda.is_available()
         parallel = DistributedDataParallelKwargs(find_unused_parameters=unused)
-        accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=[parallel])
+        handlers = [parallel, InitProcessGroupKwargs(timeout=patience)]
+        accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
         sharded = parse_flag_from_env("ACCELERATE_USE_FSDP")
         if sharded:
             plugin = FullyShardedDataParallelPlugin()
@@ -165,7 +171,8 @@ def _check_configuration() -> None:
     if wanted != "no":
         raise VictorError(
             f"the accelerate configuration asks for mixed precision in {wanted}",
-            fix='set mixed_precision: "no" in it, and add --set train.autocast=bf16',
+            fix='set mixed_precision: "no" in it, and add --dtype bf16, or to finetune --set '
+            "train.autocast=bf16",
         )
 
 

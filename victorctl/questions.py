@@ -86,12 +86,17 @@ def questions(rows: Sequence[Row], limit: int | None) -> list[Question]:
 def batches(asked: Sequence[Question], size: int) -> Iterator[list[Question]]:
     """Cut questions into batches of like length; those of a row stay together and share pictures.
 
+    The longest come first: what does not fit into memory is known at once.
+
     Args:
         asked: In the order of the data.
         size: Questions in a batch.
     """
     rows = [list(group) for _, group in groupby(asked, key=lambda question: id(question.row))]
-    rows.sort(key=lambda row: (len(row[0].row.images), max(question.length for question in row)))
+    rows.sort(
+        key=lambda row: (len(row[0].row.images), max(question.length for question in row)),
+        reverse=True,
+    )
     ordered = [question for row in rows for question in row]
     yield from (ordered[start : start + size] for start in range(0, len(ordered), size))
 

@@ -7,7 +7,7 @@ from typing import Any
 from victorctl import cost, measures
 from victorctl.answering import BASE, MODEL
 from victorctl.contestants import Field
-from victorctl.findings import Finding, mean_interval, mean_score
+from victorctl.findings import Finding, mean_interval, mean_pairs, mean_score
 from victorctl.measures import Load, Pair, pair
 from victorctl.questions import Prompts, Question, Size, prepare
 from victorctl.timing import PREFILL, SPEEDS, decode_rate, prefills, speed
@@ -86,20 +86,30 @@ def untimed() -> dict[str, Any]:
     }
 
 
-def baseline(
-    field: Field, name: str, findings: Sequence[Finding], sizes: Sequence[Size]
-) -> dict[str, Any]:
+def mean_costs(field: Field, findings: Sequence[Finding]) -> dict[str, Pair]:
+    """Average over all tasks what a question costs."""
+    each = [costs(field, finding.answers.sizes) for finding in findings]
+    return {key: mean_pairs([one[key] for one in each]) for key in each[0]}
+
+
+def baseline(field: Field, name: str, findings: Sequence[Finding]) -> dict[str, Any]:
     """Sum up one of the simple ways."""
+    accuracy = mean_score(findings, name)
+    tokens = [_tokens(field, name, finding.answers.sizes) for finding in findings]
+    return {
+        "accuracy": accuracy[MODEL],
+        "kept": measures.share(**accuracy),
+        "interval": mean_interval(findings, name),
+        "mean_visual_tokens": fmean(tokens),
+    }
+
+
+def _tokens(field: Field, name: str, sizes: Sequence[Size]) -> float:
+    """Count the visual tokens in a layer that one of the simple ways spends on average."""
     way, shape = field.ways[name], cost.shape_of(field.model.config)
     loads = [
         Load(visual, way.survivors(visual, images), text) if way.pictures else Load(0, 0, text)
         for visual, text, images in sizes
     ]
     spent = measures.spend(shape, field.model.config.victor["drop_layer"], loads)
-    accuracy = mean_score(findings, name)
-    return {
-        "accuracy": accuracy[MODEL],
-        "kept": measures.share(**accuracy),
-        "interval": mean_interval(findings, name),
-        "mean_visual_tokens": spent["mean_visual_tokens"],
-    }
+    return spent["mean_visual_tokens"]

@@ -121,6 +121,14 @@ class Scorer(ABC):
         """
         return {self.main: ratio(sums["right"], sums["questions"])}
 
+    def share(self, sums: Mapping[str, Number]) -> Number:
+        """Give `main` as a share of what can be reached, so that benchmarks can be averaged.
+
+        Args:
+            sums: See `sum_up`.
+        """
+        return self.sum_up(sums)[self.main] / self.highest
+
 
 class Benchmark(Scorer):
     """Questions about pictures that others ask, too, put and marked as they do."""

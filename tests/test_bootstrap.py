@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from victorctl.statistics import RESAMPLES, bounds, resample
+from victorctl.bootstrap import RESAMPLES, bounds, resample
 
 
 def alone(count):

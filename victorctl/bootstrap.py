@@ -8,7 +8,7 @@ RESAMPLES = 10_000
 NUMBERS = 1_000_000  # drawn at once: 8 MB
 
 
-def resample(sums: Sequence[np.ndarray], *, seed: int) -> list[np.ndarray]:
+def resample(sums: Sequence[np.ndarray], *, seed: int | Sequence[int]) -> list[np.ndarray]:
     """Draw as many units as there are, with replacement, 10,000 times, and add them up.
 
     Questions about one picture are right or wrong together, so whole units are drawn, and each draw
