@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.families import tiny_family
 from tests.tiny import VISUAL_TOKENS
 from tests.victor_models import IMAGE, shared
 from victorctl.trials import cached_bytes, generate, prefill, trial
@@ -41,6 +42,18 @@ def test_without_pictures_text_is_left():
     assert (bare.visual, bare.text) == (0, 6)
     assert torch.equal(bare.ids, made.ids[:, [0, 1, 2, -3, -2, -1]])
     assert set(bare.unseen()) == set(bare.seen()) == {"input_ids", "attention_mask"}
+
+
+@pytest.mark.parametrize(
+    ("family", "picture", "visual"),
+    [
+        ("llava_next", (60, 60), 88),  # four tiles and the whole, of 16, and the ends of 8 rows
+        ("llava_next", (30, 60), 52),  # two tiles and the whole, and the ends of 4 rows
+        ("mistral3", (60, 60), 4),  # its tower is shown its own size, whatever the picture's
+    ],
+)
+def test_a_pictures_size_counts_where_a_family_cuts_pictures_into_tiles(family, picture, visual):
+    assert trial(tiny_family(family), 2, 6, picture, 0).visual == visual
 
 
 @pytest.mark.parametrize("length", [1, 5])

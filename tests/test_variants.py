@@ -167,3 +167,4 @@ def test_a_variant_leaves_the_model_as_it_was(model, prompts, variant):
     with pytest.raises(RuntimeError, match="on the way"), who.acting(prompts.rows):
         stop()
     assert torch.equal(prefill(model, prompts).logits, before)
+    assert (model.victor.registers.count, model.victor.drop_layer) == (8, 3)

@@ -264,9 +264,10 @@ def _numbers(about: Subject, timed: Timed) -> dict[str, Any]:
     found = {name: summarise(of, batch) for name, of in timed.turns.items()}
     ours, base = loads[MODEL], loads[BASE]
     bounds = dict(zip(("bound", "bound_with_tower"), bounds_of(ours, base), strict=True))
-    kept = {name: {"cache_bytes": load.cache_bytes} for name, load in loads.items()}
-    for name, load in loads.items():
-        kept[name]["mean_visual_tokens"] = load.mean_visual_tokens
+    kept = {
+        name: {key: getattr(load, key) for key in ("cache_bytes", "mean_visual_tokens")}
+        for name, load in loads.items()
+    }
     return {
         "flops": {"base": base.flops, "victor": ours.flops, "tower": base.tower, **bounds},
         **paired(found[MODEL], found[BASE]),

@@ -7,17 +7,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from victorctl.measures import pair
+from victorctl.measures import pair, share
 from victorctl.timing import LENGTHS, SPEEDS, Turn, cpu_medians, decode_rate, medians
 from victorctl.units import DASH, flops, milliseconds, number, size, times
 
 FIRST = "time_to_first_token"
 BOUNDED = ("prefill", FIRST)  # of what takes the time, FLOPs are counted
-
-
-def share(part: float | None, whole: float | None) -> float | None:
-    """Divide, where both are known."""
-    return None if None in (part, whole) else part / whole
 
 
 class Load(NamedTuple):
