@@ -28,7 +28,7 @@ from victorctl.placing import Places, places
 from victorctl.questions import Prompts, prepare, questions
 from victorctl.recipe import Recipe, Run
 from victorctl.runtime import resolve, say, set_threads
-from victorctl.timing import by_turns
+from victorctl.timing import by_turns, medians
 from victorctl.units import milliseconds, number, percent
 
 SOFTWARE = "victorctl show"
@@ -138,7 +138,7 @@ def _generate(field: Field, name: str, asked: Prompts, most: int) -> str:
 def _time(field: Field, asked: Prompts, most: int) -> Pair:
     """Time so many tokens of everybody's answer, by turns."""
     runs = {name: partial(_generate, field, name, asked, most) for name in field.contestants}
-    taken = by_turns(runs, repeats=REPEATS, device=field.model.device)
+    taken = medians(by_turns(runs, repeats=REPEATS, device=field.model.device))
     return pair(taken[MODEL], taken.get(BASE))
 
 
