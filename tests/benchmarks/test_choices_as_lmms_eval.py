@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.benchmarks import lmms
+from tests.benchmarks import lmms, wordings
 from tests.benchmarks.choice_rows import (
     ai2d_row,
     mmbench_row,
@@ -47,6 +47,7 @@ def predictions(count, seed=0):
     for _ in range(count):
         parts = draw.choices([*WORDS, *PHRASES], k=draw.choice([0, 1, 1, 1, 1, 2, 2, 3, 5, 8]))
         said = "".join(part + draw.choice(BETWEEN) for part in parts)
+        said = draw.choice([said, said, said, said, wordings.text(draw)])
         yield draw.choice([said, said, said, said.lower(), said.upper()]).strip()
 
 
