@@ -33,6 +33,8 @@ ORDER = [
     {"cli"},
     {"__main__"},
 ]
+ELSEWHERE = {"lmms_eval_model.py"}
+"""What only lmms-eval imports: it needs lmms-eval, which we do not."""
 LINES = 400
 LONGER = {
     "modeling_victor.py": "it is what every model folder carries, and must be one file",
@@ -128,6 +130,7 @@ def test_importing_everything_changes_nothing_around_it():
     modules = [
         ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for file in FILES
+        if file.name not in ELSEWHERE
     ]
     code = f"""
 import importlib, json, logging, os, random, signal, sys, warnings
