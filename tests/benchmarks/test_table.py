@@ -80,7 +80,7 @@ def test_sums_of_draws_give_the_scores_of_each_draw(name):
     found = benchmark(name)
     wanted = [one.answers[0] if n % 2 else "?" for n, (_, one) in enumerate(storage.asked(name))]
     tallies = tallied(name, wanted)
-    draws = [tallies, tallies[:1], tallies[:1] * 3]
+    draws = [tallies, tallies[:1], tallies[:1] * 3, []]
     names = dict.fromkeys(key for tally in tallies for key in tally)
     arrays = {key: np.array([add(draw, names)[key] for draw in draws]) for key in names}
 
@@ -97,6 +97,18 @@ def test_nothing_to_divide_by_gives_no_score(name):
     nothing = found.sum_up(dict.fromkeys(names, 0.0))
 
     assert np.isnan(nothing[found.main])
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,)])
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_score_has_the_shape_of_the_sums_whatever_was_asked(name, shape):
+    found = benchmark(name)
+    wanted = [one.answers[0] for _, one in storage.asked(name)]
+    for tally in tallied(name, wanted):  # of one unit alone: of one category, or of one half
+        sums = {key: np.full(shape, value) for key, value in tally.items()}
+        scores = found.sum_up(sums)
+
+        assert {key for key, score in scores.items() if np.shape(score) != shape} == set()
 
 
 def add(tallies, names=()):

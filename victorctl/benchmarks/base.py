@@ -117,7 +117,8 @@ class Scorer(ABC):
             sums: By name: one number each, or arrays [draws] alike.
 
         Returns:
-            `main`, and whatever else is reported; NaN where there is nothing to divide by.
+            `main`, and whatever else is reported, all in the shape of the sums; NaN where there is
+            nothing to divide by.
         """
         return {self.main: ratio(sums["right"], sums["questions"])}
 
@@ -159,6 +160,11 @@ def ratio(part: Number, whole: Number) -> Number:
     """Divide; NaN where there is nothing to divide by."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.divide(part, whole)
+
+
+def undefined(sums: Mapping[str, Number]) -> Number:
+    """Give NaN in the shape of the sums."""
+    return ratio(0 * next(iter(sums.values())), 0)
 
 
 def means(sums: Mapping[str, Number], main: str) -> dict[str, Number]:

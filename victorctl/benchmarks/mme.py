@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from victorctl.benchmarks.base import IMAGE, Asked, Benchmark, Hub, Number, ratio, text
+from victorctl.benchmarks.base import IMAGE, Asked, Benchmark, Hub, Number, ratio, text, undefined
 from victorctl.benchmarks.choices import check_answer
 from victorctl.benchmarks.columns import words
 from victorctl.benchmarks.kinds import name_kind, split_kinds, tally_kinds
@@ -94,8 +94,8 @@ class MME(Benchmark):
         """See `Scorer.sum_up`."""
         kinds = split_kinds(sums)
         scores = {
-            "perception": _add_points(kinds, PERCEPTION),
-            "cognition": _add_points(kinds, COGNITION),
+            "perception": _add_up(_list_points(sums, PERCEPTION)),
+            "cognition": _add_up(_list_points(sums, COGNITION)),
         }
         for kind, those in kinds.items():
             scores[name_kind("points", kind)] = _points(those)
@@ -124,9 +124,12 @@ def _points(sums: Mapping[str, Number]) -> Number:
     return 100 * ratio(sums["right"] / 2 + sums["both"], sums["pictures"])
 
 
-def _add_points(kinds: Mapping[str, Mapping[str, Number]], names: Sequence[str]) -> Number:
+def _list_points(sums: Mapping[str, Number], names: Sequence[str]) -> np.ndarray:
+    """List the points of categories [categories, ...]; NaN for those without pictures."""
+    kinds, none = split_kinds(sums), undefined(sums)
+    return np.array([_points(kinds[name]) if name in kinds else none for name in names])
+
+
+def _add_up(points: np.ndarray) -> Number:
     """Add up the points of those categories that have pictures; NaN where none has."""
-    points = [_points(kinds[name]) for name in names if name in kinds]
-    if not points:
-        return np.nan
     return np.where(np.isnan(points).all(axis=0), np.nan, np.nansum(points, axis=0))
