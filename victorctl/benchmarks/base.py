@@ -122,6 +122,17 @@ class Scorer(ABC):
         """
         return {self.main: ratio(sums["right"], sums["questions"])}
 
+    def share(self, sums: Mapping[str, Number]) -> Number:
+        """Give `main` as a share of what could be reached with the questions that were asked.
+
+        Args:
+            sums: As for `sum_up`.
+
+        Returns:
+            In the shape of the sums, from 0 to 1; NaN where there is nothing to divide by.
+        """
+        return self.sum_up(sums)[self.main] / self.highest
+
 
 class Benchmark(Scorer):
     """Questions about pictures that others ask, too, put and marked as they do."""

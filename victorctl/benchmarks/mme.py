@@ -29,6 +29,7 @@ COGNITION = (
     "text_translation",
     "code_reasoning",
 )
+POINTS = 200  # of a category
 THEIRS = " Please answer yes or no."
 """What questions of the data end in, and are not asked with."""
 
@@ -40,7 +41,7 @@ class MME(Benchmark):
     picture counts if both of its questions are right, each in per cent. `main` is the sum over the
     ten categories of perception, of 2,000 points. A picture of which only one question was asked is
     left out: lmms-eval stops there. A sum has the categories that were asked, so a part of the data
-    gives fewer points.
+    gives fewer points; `share` divides by what those categories have.
 
     Source: Fu et al. 2023, arXiv 2306.13394; lmms-eval 0.7.3, tasks/mme/mme.yaml and utils.py,
     lines 8-122.
@@ -102,6 +103,12 @@ class MME(Benchmark):
             scores[name_kind("accuracy", kind)] = ratio(those["right"], 2 * those["pictures"])
             scores[name_kind("accuracy_plus", kind)] = ratio(those["both"], those["pictures"])
         return scores
+
+    def share(self, sums: Mapping[str, Number]) -> Number:
+        """See `Scorer.share`; a category without pictures has no points to reach."""
+        points = _list_points(sums, PERCEPTION)
+        highest = POINTS * np.isfinite(points).sum(axis=0)
+        return ratio(np.nansum(points, axis=0), highest)
 
 
 def _read(answer: str) -> str:
