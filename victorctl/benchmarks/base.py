@@ -150,6 +150,8 @@ class Benchmark(Scorer):
     """Where the pictures are, if not in the rows of the questions."""
     longest: ClassVar[int] = 16
     """Tokens of the longest answer that is let be written."""
+    whole_units: ClassVar[bool] = False
+    """Whether a unit of which only some questions are asked is marked otherwise than the whole."""
 
     @abstractmethod
     def ask(self, row: Mapping[str, Any]) -> Asked | None:

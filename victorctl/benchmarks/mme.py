@@ -58,6 +58,7 @@ class MME(Benchmark):
     }
     main = "perception"
     highest = 2000.0
+    whole_units = True
     meanings = {
         "perception": "points of ten categories, of 2,000",
         "cognition": "points of the other four, of 800",
