@@ -138,6 +138,14 @@ def test_scores_of_a_part_of_a_benchmark_are_not_taken_for_its_own():
     assert any("Only the first 9,000 were asked of POPE: " in line for line in read(result).lines)
 
 
+def test_a_part_may_have_some_more_questions_than_its_limit():
+    result = of_benchmarks("mme")  # of 2,374 questions
+    for limit, cut in ((2373, True), (2375, False)):
+        result["settings"]["limit"] = limit
+        said = f"Only the first {limit:,} were asked of MME: "
+        assert any(said in line for line in read(result).lines) is cut
+
+
 @pytest.mark.parametrize(("train", "said"), [(None, True), ("registers", False)])
 def test_an_untrained_model_is_called_untrained(train, said):
     assert (UNTRAINED in " ".join(read(evaluation({"train": train})).lines)) is said

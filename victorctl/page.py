@@ -142,7 +142,7 @@ def _asked(result: Mapping[str, Any]) -> str:
     """Say what was asked, and whether that is all there is."""
     named, settings = outcome.benchmarks(result), result["settings"]
     asked, limit = outcome.count(result["questions"], "question"), settings.get("limit")
-    cut = [of["title"] for of in named.values() if of["questions"] == limit]
+    cut = [of["title"] for of in named.values() if limit and of["questions"] >= limit]
     if not named:
         first = " (the first, by eval.limit)" * (result["questions"] == limit)
         return f"{asked} from {settings['data']}{first}."

@@ -110,3 +110,20 @@ def test_draws_without_a_category_have_the_points_of_the_others():
     assert np.isnan(found["perception"][3])
     assert np.isnan(found["points/count"]).tolist() == [False, True, False, True]
     assert np.isnan(found["cognition"]).all()
+
+
+def test_the_share_is_of_the_points_of_those_categories_of_perception_that_were_asked():
+    answered = [
+        *pair("yes", "no"),
+        *pair("yes", "yes", category="count"),
+        *pair("no", "yes", category="code_reasoning"),
+        (mme_row("Yes", category="posters"), "yes"),  # of no pair: posters were not asked
+    ]
+    names, units = tally(mme, [(mme.ask(row), answer) for row, answer in answered])
+    draws = np.array([[1, 1, 1, 1], [2, 0, 0, 1], [0, 2, 1, 0], [0, 0, 1, 1]])
+
+    found = mme.share(dict(zip(names, (draws @ units).T, strict=True)))
+
+    # 200 and 50 points of 400; 200 of 200; 50 of 200. Of 2,000 they were 0.125, 0.1 and 0.025.
+    assert found.tolist()[:3] == [250 / 400, 1, 1 / 4]
+    assert np.isnan(found[3])  # of perception, nothing was asked

@@ -135,6 +135,31 @@ def test_rows_that_ask_nothing_do_not_count(tmp_path, monkeypatch):
     assert ids(opened("vqav2", tmp_path)) == ["42001", "77000"]
 
 
+def test_of_questions_that_are_marked_together_all_are_taken(tmp_path, capsys):
+    first, second, *rotated = storage.rows("mmbench-circular")  # of the first 3, of the second 2
+    mme = storage.rows("mme")
+    storage.store("mmbench-circular", tmp_path, own=[first, second, *rotated])
+    storage.store("mme", tmp_path, own=[*mme[:3], *mme[4:6], mme[3]])
+
+    assert ids(opened("mmbench-circular", tmp_path, limit=1)) == ["241", "1000241", "2000241"]
+    assert len(opened("mmbench-circular", tmp_path, limit=2).asked) == 5
+    assert {one.unit for one in opened("mme", tmp_path, limit=2).asked} == {
+        ("existence", "existence/0000.jpg")
+    }
+    cut = opened("mme", tmp_path, limit=3, quiet=False).asked
+    assert [one.type for one in cut] == ["existence", "existence", "count", "count"]
+    said = "mme: JSON lines; 4 questions: 3, and those marked with them\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_picture_of_several_questions_may_be_cut_where_each_is_marked_by_itself(tmp_path):
+    storage.store("vqav2", tmp_path)  # the first two of three are about one picture
+    storage.store("mmbench", tmp_path)
+
+    assert ids(opened("vqav2", tmp_path, limit=1)) == ["42000"]
+    assert ids(opened("mmbench", tmp_path, limit=1)) == ["241"]
+
+
 def test_pictures_are_found_by_their_names_in_whatever_order(tmp_path):
     storage.store("gqa", tmp_path, "parquet", beside=storage.rows("gqa.beside")[::-1])
 

@@ -70,6 +70,7 @@ def test_right_answers_are_right_and_every_score_is_explained(name):
     scores = found.sum_up(add(tallies))
 
     assert scores[found.main] == pytest.approx(found.highest)
+    assert found.share(add(tallies)) == pytest.approx(1)
     names = {re.sub("/.*", "/...", score) for score in scores}  # those of all kinds alike
     assert {*found.meanings} <= names
     assert names - {found.main} <= {*found.meanings}
@@ -80,7 +81,7 @@ def test_sums_of_draws_give_the_scores_of_each_draw(name):
     found = benchmark(name)
     wanted = [one.answers[0] if n % 2 else "?" for n, (_, one) in enumerate(storage.asked(name))]
     tallies = tallied(name, wanted)
-    draws = [tallies, tallies[:1], tallies[:1] * 3]
+    draws = [tallies, tallies[:1], tallies[:1] * 3, []]
     names = dict.fromkeys(key for tally in tallies for key in tally)
     arrays = {key: np.array([add(draw, names)[key] for draw in draws]) for key in names}
 
@@ -88,6 +89,8 @@ def test_sums_of_draws_give_the_scores_of_each_draw(name):
     alone = [found.sum_up(add(draw, names)) for draw in draws]
     for score in alone[0]:
         np.testing.assert_allclose(together[score], [each[score] for each in alone])
+    shares = [found.share(add(draw, names)) for draw in draws]
+    np.testing.assert_allclose(found.share(arrays), shares)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -97,6 +100,20 @@ def test_nothing_to_divide_by_gives_no_score(name):
     nothing = found.sum_up(dict.fromkeys(names, 0.0))
 
     assert np.isnan(nothing[found.main])
+    assert np.isnan(found.share(dict.fromkeys(names, 0.0)))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,)])
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_score_has_the_shape_of_the_sums_whatever_was_asked(name, shape):
+    found = benchmark(name)
+    wanted = [one.answers[0] for _, one in storage.asked(name)]
+    for tally in tallied(name, wanted):  # of one unit alone: of one category, or of one half
+        sums = {key: np.full(shape, value) for key, value in tally.items()}
+        scores = found.sum_up(sums)
+
+        assert {key for key, score in scores.items() if np.shape(score) != shape} == set()
+        assert np.shape(found.share(sums)) == shape
 
 
 def add(tallies, names=()):

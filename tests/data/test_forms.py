@@ -124,3 +124,20 @@ def test_the_hash_is_that_of_the_data_and_not_of_their_place(tmp_path, write, mo
     assert open_in("elsewhere") == first
     monkeypatch.setattr(forms, "TEXT", [("user", "Two - two?"), ("assistant", "1")])
     assert open_in("three") != first
+
+
+def test_a_split_is_what_the_names_of_files_call_it(tmp_path):
+    for name in ("dev", "validation", "testdev", "more"):
+        forms.in_json(
+            tmp_path, {"image": "a.png", "question": name, "answer": "x"}, name=f"{name}.json"
+        )
+
+    def asked(split):
+        rows = open_data(f"{tmp_path}:{split}")
+        return [row.conversations[0].question for row in rows]
+
+    assert asked("testdev") == ["testdev"]  # none of the usual ones
+    assert (asked("dev"), asked("validation")) == (["dev"], ["validation"])  # both mean the same
+    (tmp_path / "validation.json").unlink()
+    assert asked("validation") == ["dev"]
+    assert asked("train") == ["more"]  # without a word

@@ -5,6 +5,8 @@ from tests.data import forms
 from tests.data.dataset_hub import serving
 from tests.tiny import tiny_picture
 from victorctl.data.conversations import open_data
+from victorctl.data.records import Spec
+from victorctl.data.tables import open_hub
 from victorctl.errors import VictorError
 
 CARD = """---
@@ -13,6 +15,23 @@ configs:
   data_files: data/train*
 - config_name: cats
   data_files: data/test*
+---
+"""
+SIZED = """---
+configs:
+- config_name: birds
+  data_files:
+  - {split: train, path: data/train*}
+  - {split: other, path: data/test*}
+dataset_info:
+  config_name: birds
+  features:
+  - {name: image, dtype: image}
+  - {name: question, dtype: string}
+  - {name: answer, dtype: string}
+  splits:
+  - {name: train, num_bytes: 9, num_examples: 2}
+  - {name: other, num_bytes: 9, num_examples: 2}
 ---
 """
 
@@ -43,6 +62,31 @@ def test_a_hub_id_is_fetched_split_by_split(pets):
     assert rows[0].pictures()[0].tobytes() == tiny_picture(0).tobytes()
     assert str(rows[0].images[0]) == "ada/pets:train[0], image"
     assert open_data("ada/pets:test").sha256 != rows.sha256
+
+
+@pytest.mark.parametrize("rows", [None, 1])
+def test_of_several_splits_only_one_is_fetched_and_kept(pets, tmp_path, rows):
+    (pets.folders["ada/kinds"] / "README.md").write_text(SIZED)
+    open_data("ada/pets:test", rows=rows)
+    open_data("ada/kinds/birds:other", rows=rows)  # whose card tells of more splits
+
+    kept = {file.name for file in (tmp_path / "cache" / "datasets").rglob("*.arrow")}
+    assert kept == ({"generator-train.arrow"} if rows else {"pets-test.arrow", "kinds-other.arrow"})
+    fetched = [name for name, _ in pets.fetched if name.endswith(".parquet")]
+    assert {*fetched} == {"test-00000-of-00001.parquet"}
+
+    assert len(open_data("ada/pets", rows=rows)) == (rows or 2)  # the other one, later
+
+
+def test_columns_are_of_the_types_that_the_card_tells(pets):
+    folder = pets.folders["ada/kinds"]
+    card = SIZED.replace("train*", "more.jsonl").replace("test*", "more.jsonl")
+    (folder / "README.md").write_text(card)
+    (folder / "data" / "more.jsonl").write_text('{"question": "How many?", "answer": 7}\n')
+
+    for rows in (None, 1):
+        (record,) = open_hub(Spec("ada/kinds/birds", "other", None), rows).records
+        assert record.value["answer"] == "7"
 
 
 def test_only_so_many_rows_are_fetched_and_kept(pets):

@@ -117,15 +117,19 @@ class Scorer(ABC):
             sums: By name: one number each, or arrays [draws] alike.
 
         Returns:
-            `main`, and whatever else is reported; NaN where there is nothing to divide by.
+            `main`, and whatever else is reported, all in the shape of the sums; NaN where there is
+            nothing to divide by.
         """
         return {self.main: ratio(sums["right"], sums["questions"])}
 
     def share(self, sums: Mapping[str, Number]) -> Number:
-        """Give `main` as a share of what can be reached, so that benchmarks can be averaged.
+        """Give `main` as a share of what could be reached with the questions that were asked.
 
         Args:
-            sums: See `sum_up`.
+            sums: As for `sum_up`.
+
+        Returns:
+            In the shape of the sums, from 0 to 1; NaN where there is nothing to divide by.
         """
         return self.sum_up(sums)[self.main] / self.highest
 
@@ -146,6 +150,8 @@ class Benchmark(Scorer):
     """Where the pictures are, if not in the rows of the questions."""
     longest: ClassVar[int] = 16
     """Tokens of the longest answer that is let be written."""
+    whole_units: ClassVar[bool] = False
+    """Whether a unit of which only some questions are asked is marked otherwise than the whole."""
 
     @abstractmethod
     def ask(self, row: Mapping[str, Any]) -> Asked | None:
@@ -167,6 +173,11 @@ def ratio(part: Number, whole: Number) -> Number:
     """Divide; NaN where there is nothing to divide by."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.divide(part, whole)
+
+
+def undefined(sums: Mapping[str, Number]) -> Number:
+    """Give NaN in the shape of the sums."""
+    return ratio(0 * next(iter(sums.values())), 0)
 
 
 def means(sums: Mapping[str, Number], main: str) -> dict[str, Number]:

@@ -18,6 +18,7 @@ class MMBenchCircular(MMBench):
     """
 
     title = "MMBench-EN (dev, circular)"
+    whole_units = True
     meanings = {
         "accuracy": "share of questions that are answered right in every order of their options",
         **MMBench.meanings,

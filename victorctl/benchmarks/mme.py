@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from victorctl.benchmarks.base import IMAGE, Asked, Benchmark, Hub, Number, ratio, text
+from victorctl.benchmarks.base import IMAGE, Asked, Benchmark, Hub, Number, ratio, text, undefined
 from victorctl.benchmarks.choices import check_answer
 from victorctl.benchmarks.columns import words
 from victorctl.benchmarks.kinds import name_kind, split_kinds, tally_kinds
@@ -29,6 +29,7 @@ COGNITION = (
     "text_translation",
     "code_reasoning",
 )
+POINTS = 200  # of a category
 THEIRS = " Please answer yes or no."
 """What questions of the data end in, and are not asked with."""
 
@@ -40,7 +41,7 @@ class MME(Benchmark):
     picture counts if both of its questions are right, each in per cent. `main` is the sum over the
     ten categories of perception, of 2,000 points. A picture of which only one question was asked is
     left out: lmms-eval stops there. A sum has the categories that were asked, so a part of the data
-    gives fewer points.
+    gives fewer points; `share` divides by what those categories have.
 
     Source: Fu et al. 2023, arXiv 2306.13394; lmms-eval 0.7.3, tasks/mme/mme.yaml and utils.py,
     lines 8-122.
@@ -57,6 +58,7 @@ class MME(Benchmark):
     }
     main = "perception"
     highest = 2000.0
+    whole_units = True
     meanings = {
         "perception": "points of ten categories, of 2,000",
         "cognition": "points of the other four, of 800",
@@ -94,14 +96,20 @@ class MME(Benchmark):
         """See `Scorer.sum_up`."""
         kinds = split_kinds(sums)
         scores = {
-            "perception": _add_points(kinds, PERCEPTION),
-            "cognition": _add_points(kinds, COGNITION),
+            "perception": _add_up(_list_points(sums, PERCEPTION)),
+            "cognition": _add_up(_list_points(sums, COGNITION)),
         }
         for kind, those in kinds.items():
             scores[name_kind("points", kind)] = _points(those)
             scores[name_kind("accuracy", kind)] = ratio(those["right"], 2 * those["pictures"])
             scores[name_kind("accuracy_plus", kind)] = ratio(those["both"], those["pictures"])
         return scores
+
+    def share(self, sums: Mapping[str, Number]) -> Number:
+        """See `Scorer.share`; a category without pictures has no points to reach."""
+        points = _list_points(sums, PERCEPTION)
+        highest = POINTS * np.isfinite(points).sum(axis=0)
+        return ratio(np.nansum(points, axis=0), highest)
 
 
 def _read(answer: str) -> str:
@@ -124,9 +132,12 @@ def _points(sums: Mapping[str, Number]) -> Number:
     return 100 * ratio(sums["right"] / 2 + sums["both"], sums["pictures"])
 
 
-def _add_points(kinds: Mapping[str, Mapping[str, Number]], names: Sequence[str]) -> Number:
+def _list_points(sums: Mapping[str, Number], names: Sequence[str]) -> np.ndarray:
+    """List the points of categories [categories, ...]; NaN for those without pictures."""
+    kinds, none = split_kinds(sums), undefined(sums)
+    return np.array([_points(kinds[name]) if name in kinds else none for name in names])
+
+
+def _add_up(points: np.ndarray) -> Number:
     """Add up the points of those categories that have pictures; NaN where none has."""
-    points = [_points(kinds[name]) for name in names if name in kinds]
-    if not points:
-        return np.nan
     return np.where(np.isnan(points).all(axis=0), np.nan, np.nansum(points, axis=0))

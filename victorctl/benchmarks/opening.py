@@ -50,7 +50,8 @@ def open_benchmark(
         name: One of the table's.
         data_dir: Holds a copy of the data, in a folder or file of the benchmark's name, with the
             columns that they have on the Hub; None: they are fetched from there.
-        limit: Take only so many questions, from the start; None for all.
+        limit: Take only so many questions, from the start, and the others that are marked with
+            them; None for all.
         quiet: Neither show progress nor say what was read.
 
     Raises:
@@ -60,7 +61,7 @@ def open_benchmark(
     from victorctl.runtime import say
 
     source = Source(name, benchmark(name), data_dir)
-    opened = source.open(limit)
+    opened = source.open(None if source.benchmark.whole_units else limit)
     asked, sha256 = _ask(source, opened, quiet=quiet)
     if limit is not None and len(asked) < limit == len(opened.records):  # some rows ask nothing
         opened = source.open(None)
@@ -68,8 +69,9 @@ def open_benchmark(
     if not asked:
         problem = f"{source.place}: no row is a question of {source.benchmark.title}"
         raise VictorError(problem, fix=source.fix)
-    asked = [_with_unit(one) for one in asked[:limit]]
-    say(f"{name}: {opened.form}; {len(asked)} questions", quiet=quiet)
+    asked = [_with_unit(one) for one in _first(source.benchmark, asked, limit)]
+    more = "" if limit is None or len(asked) <= limit else f": {limit}, and those marked with them"
+    say(f"{name}: {opened.form}; {len(asked)} questions{more}", quiet=quiet)
     return Questions(source.benchmark, asked, sha256, opened.form)
 
 
@@ -212,6 +214,13 @@ def _check(asked: Asked) -> None:
     if not asked.answers:
         fix = "use the split whose answers are public"
         raise BadRow("answer", "no right answer is given", fix=fix)
+
+
+def _first(found: Benchmark, asked: list[Asked], limit: int | None) -> list[Asked]:
+    """Take the first questions, and where only whole units are marked, the rest of theirs."""
+    first = asked[:limit]
+    begun = {one.unit for one in first}
+    return [one for one in asked if one.unit in begun] if found.whole_units else first
 
 
 def _with_unit(asked: Asked) -> Asked:

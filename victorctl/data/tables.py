@@ -133,6 +133,7 @@ def open_hub(spec: Spec, rows: int | None) -> Opened:
         VictorError: If the Hub does not give it, or its form is none that `datasets` reads.
     """
     from datasets import load_dataset_builder
+    from datasets.data_files import DataFilesDict
 
     hub.endpoint()  # refuse one that could be read on the way
     owner, name, *config = spec.name.split("/")
@@ -141,7 +142,13 @@ def open_hub(spec: Spec, rows: int | None) -> Opened:
         builder = load_dataset_builder(repo, config)
         split = spec.choose([str(split) for split in builder.config.data_files])
         known = [repo, builder.config.name, split, builder.hash]  # the commit
-        how = {"name": builder.config.name, "split": split, "revision": builder.hash}
+        how = {
+            "name": builder.config.name,
+            "split": split,
+            "revision": builder.hash,
+            "data_files": DataFilesDict({split: builder.config.data_files[split]}),
+            "features": builder.info.features,  # which the card gives, but not for named files
+        }
         table = _load(repo, **how) if rows is None else None
         table = table or _first(_load(repo, **how, streaming=True), rows, known)
     place = f"{spec.name}:{split}"
