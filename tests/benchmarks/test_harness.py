@@ -8,12 +8,14 @@ import pytest
 from tests.benchmarks import storage
 from tests.tiny import tiny_llava
 from victorctl import base_answers
+from victorctl.answering import BASE, MODEL
 from victorctl.asking import Answers, Asking
 from victorctl.benchmarks import BENCHMARKS, PAPER, benchmark
 from victorctl.convert import convert
 from victorctl.errors import VictorError
 from victorctl.evaluate import evaluate
 from victorctl.files import read_lines
+from victorctl.findings import Finding, quality
 from victorctl.questions import Size
 from victorctl.recipe import Run, load_recipe
 from victorctl.tasks import chosen, open_tasks
@@ -100,6 +102,57 @@ def test_the_mean_is_that_of_shares_of_the_highest_scores(model, tmp_path, told)
     assert low <= found["kept"] <= high
     assert found["questions"] == 6
     assert found["agreement"] == 0.5
+
+
+def test_points_count_as_a_share_of_the_most_that_can_be_had(model, tmp_path, told):
+    # The base knows all of both. Of MME the model says yes to everything: half of the questions and
+    # of no picture both, 50 of 200 points in each category; of GQA it knows one of three.
+    for name in ("gqa", "mme"):
+        storage.store(name, tmp_path / "data")
+    told["model", "mme"] = ["yes"] * len(storage.rows("mme"))
+    told["model", "gqa"] = [storage.rows("gqa")[0]["answer"], "nothing", "nothing"]
+
+    found = run(model, tmp_path / "out", "mme,gqa", data_dir=str(tmp_path / "data"))
+
+    assert found["benchmarks"]["mme"]["score"] == {"model": 500, "base": 2000}
+    assert found["accuracy"] == {"model": pytest.approx((1 / 4 + 1 / 3) / 2), "base": 1}
+    assert found["by_type"]["mme"]["kept"] == pytest.approx(1 / 4)
+    assert found["by_type"]["mme"]["interval"] == pytest.approx([1 / 4, 1 / 4])
+    assert found["benchmarks"]["mme"]["by_type"]["count"]["model"] == pytest.approx(1 / 4)
+    assert found["benchmarks"]["mme"]["by_type"]["code_reasoning"]["model"] is None
+
+
+def test_questions_that_make_no_score_are_refused_before_anything_is_loaded(model, tmp_path):
+    cognition = [row for row in storage.rows("mme") if "reasoning" in row["category"]]
+    for name, own in (("gqa", None), ("mme", cognition)):
+        storage.store(name, tmp_path / "data", own=own)
+
+    with pytest.raises(VictorError, match="MME: the first 4 questions do not make a score"):
+        run(model, tmp_path / "out", "gqa,mme", data_dir=str(tmp_path / "data"))
+
+
+def test_two_tasks_are_not_drawn_alike(model, tmp_path, told):
+    # Two benchmarks of as many pictures, of which the model knows half, each time the other half:
+    # drawn alike, their mean would always be one half.
+    rows = [
+        {**storage.rows("gqa")[0], "id": str(n), "imageId": str(n), "image": "0.png"}
+        for n in range(40)
+    ]
+    storage.store("gqa", tmp_path / "data", own=rows, beside=storage.rows("gqa.beside"))
+    (task,) = open_tasks(settings("gqa", data_dir=str(tmp_path / "data")).eval, quiet=True)
+    right = rows[0]["answer"]
+    texts = [{BASE: [right] * 40, MODEL: [right if n % 2 == odd else "?" for n in range(40)]}
+             for odd in (0, 1)]  # fmt: skip
+    tasks = [dataclasses.replace(task, name=name) for name in ("one", "other")]
+
+    found = quality([
+        Finding(task, Answers(of, [Size(16, 4, 1)] * 40), seed=0)
+        for task, of in zip(tasks, texts, strict=True)
+    ])  # fmt: skip
+
+    low, high = found["interval"]
+    assert 0.3 < low < 0.45  # 1.96 * sqrt(1/4 / 80) = 0.11
+    assert 0.55 < high < 0.7
 
 
 def test_the_papers_benchmarks_are_those_that_need_no_judge():
