@@ -40,7 +40,7 @@ class Beside(NamedTuple):
     image: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Asked:
     """A question as its benchmark puts it.
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -153,7 +154,7 @@ def _put(found: Benchmark, number: int, record: Record, pictures: Pictures | Non
             _check(asked)
     except BadRow as error:
         raise error.at(record.place) from None
-    return asked and replace(asked, id=asked.id or str(number))
+    return asked and replace(asked, id=asked.id or str(number), type=sys.intern(asked.type))
 
 
 def _row(record: Record) -> dict[str, Any]:

@@ -43,9 +43,11 @@ class TextVQA(Benchmark):
             answers=vqa.most_common(answers),
             unit=identity(row, "image_id"),
             type="all",
-            known={"worth": vqa.credit(vqa.numbered(map(vqa.level, answers)))},
+            known={"given": vqa.Given.of(answers, range(len(answers)))},
         )
 
     def mark(self, answer: str, asked: Asked) -> dict[str, float]:
         """See `Scorer.mark`."""
-        return {"right": asked.known["worth"].get(vqa.level(answer), 0.0)}
+        given: vqa.Given = asked.known["given"]
+        said, *levelled = map(vqa.level, (answer, *given.answers))
+        return {"right": vqa.credit(said, levelled, given.people)}

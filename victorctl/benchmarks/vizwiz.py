@@ -47,16 +47,15 @@ class VizWiz(Benchmark):
             answers=vqa.most_common(answers),
             unit=name,
             type=str(row.get("category") or "all"),
-            known={
-                "worth": vqa.credit(vqa.numbered(map(vqa.level, answers))),
-                "official": vqa.official(vqa.numbered(answers)),
-            },
+            known={"given": vqa.Given.of(answers, range(len(answers)))},
         )
 
     def mark(self, answer: str, asked: Asked) -> dict[str, float]:
         """See `Scorer.mark`."""
-        right = asked.known["worth"].get(vqa.level(answer), 0.0)
-        return {"right": right, "accuracy_official": asked.known["official"].mark(answer)}
+        given: vqa.Given = asked.known["given"]
+        said, *levelled = map(vqa.level, (answer, *given.answers))
+        right = vqa.credit(said, levelled, given.people)
+        return {"right": right, "accuracy_official": vqa.official(answer, given)}
 
     def sum_up(self, sums: Mapping[str, Number]) -> dict[str, Number]:
         """See `Scorer.sum_up`."""

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import sys
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from statistics import mean
@@ -83,61 +84,72 @@ def _level_words(answer: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
-Given = tuple[str, Hashable]
-"""One person's answer, and what tells it apart from an equal one of another person."""
+class Given(NamedTuple):
+    """What several people answered to one question, as small as it can be kept.
+
+    Args:
+        answers: Of each.
+        people: Their numbers; those whom nothing tells apart have the same one.
+    """
+
+    answers: tuple[str, ...]
+    people: tuple[int, ...]
+
+    @classmethod
+    def of(cls, answers: Iterable[str], notes: Sequence[Hashable]) -> "Given":
+        """Keep equal answers once, whatever question they are to.
+
+        Args:
+            answers: Of each person.
+            notes: What else is known of each, alike where nothing tells people apart.
+        """
+        first = {note: number for number, note in reversed([*enumerate(notes)])}
+        people = _known_people(tuple(first[note] for note in notes))
+        return cls(tuple(map(sys.intern, answers)), people)
 
 
-def numbered(answers: Iterable[str]) -> list[Given]:
-    """Tell answers apart by their places."""
-    return [(answer, number) for number, answer in enumerate(answers)]
-
-
-def credit(given: Sequence[Given]) -> dict[str, float]:
-    """Say what each answer is worth: the mean over people, of whom each is left out once.
+def credit(said: str, answers: Sequence[str], people: Sequence[int]) -> float:
+    """Say what an answer is worth: the mean over people, of whom each is left out once.
 
     An answer that three of the others gave is right; for each that is missing, a third is lost.
 
     Args:
-        given: Answers; those that nothing tells apart are left out together.
+        said: The answer, levelled.
+        answers: Of people, levelled alike.
+        people: Their numbers; equal answers of the same one are left out together.
 
     Returns:
-        From 0 to 1, by answer; one that nobody gave is worth 0.
+        From 0 to 1; one that nobody gave is worth 0.
 
     Source: lmms-eval 0.7.3, tasks/vqav2/utils.py, lines 37-42.
     """
-    counts, alike = Counter(answer for answer, _ in given), Counter(given)
-    return {
-        answer: _mean(tuple(count - (alike[one] if one[0] == answer else 0) for one in given))
-        for answer, count in counts.items()
-    }
+    if said not in answers:
+        return 0.0
+    pairs = [*zip(answers, people, strict=True)]
+    alike = Counter(person for answer, person in pairs if answer == said)
+    count = alike.total()
+    return _mean(tuple(count - (alike[who] if answer == said else 0) for answer, who in pairs))
 
 
-class Official(NamedTuple):
-    """What answers are worth by VQA's own code.
+def official(said: str, given: Given) -> float:
+    """Say what an answer is worth by VQA's own code: where all agree, it levels nothing.
 
     Args:
-        worth: As `credit` says.
-        levels: False where all gave the same: then nothing is levelled, not even case.
-    """
-
-    worth: dict[str, float]
-    levels: bool
-
-    def mark(self, answer: str) -> float:
-        """Mark an answer, from 0 to 1."""
-        line = one_line(answer)
-        return self.worth.get(level_less(line) if self.levels else line, 0.0)
-
-
-def official(given: Sequence[Given]) -> Official:
-    """Say what answers are worth by VQA's own code.
+        said: The answer, as it was written.
+        given: What people answered.
 
     Source: GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py, `evaluate`.
     """
-    lines = [(one_line(answer), other) for answer, other in given]
-    if len({answer for answer, _ in lines}) < 2:
-        return Official(credit(lines), levels=False)
-    return Official(credit([(level_less(line), other) for line, other in lines]), levels=True)
+    line, lines = one_line(said), [*map(one_line, given.answers)]
+    if len({*lines}) > 1:
+        line, lines = level_less(line), [*map(level_less, lines)]
+    return credit(line, lines, given.people)
+
+
+@functools.cache
+def _known_people(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    """Return numbers that were there before, where they are equal: nearly always 0 to 9."""
+    return numbers
 
 
 @functools.cache

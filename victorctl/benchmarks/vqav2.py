@@ -36,32 +36,38 @@ class VQAv2(Benchmark):
 
     def ask(self, row: Mapping[str, Any]) -> Asked:
         """See `Benchmark.ask`."""
-        given = [_person(one) for one in several(row, "answers")]
-        lines = [(vqa.level_less(vqa.one_line(answer)), other) for answer, other in given]
+        people = [_person(one) for one in several(row, "answers")]
+        given = vqa.Given.of([words(one, "answer") for one in people], [*map(_note, people)])
         return Asked(
             id=words(row, "question_id"),
             parts=(IMAGE, text(words(row, "question") + vqa.SHORT)),
             images=row["image"],
-            answers=vqa.most_common([answer for answer, _ in given]),
+            answers=vqa.most_common(given.answers),
             unit=identity(row, "image_id"),
             type=str(row.get("answer_type") or "all"),
-            known={"worth": vqa.credit(lines), "official": vqa.official(given)},
+            known={"given": given},
         )
 
     def mark(self, answer: str, asked: Asked) -> dict[str, float]:
         """See `Scorer.mark`."""
-        right = asked.known["worth"].get(vqa.level_less(vqa.one_line(answer)), 0.0)
-        return {"right": right, "accuracy_official": asked.known["official"].mark(answer)}
+        given: vqa.Given = asked.known["given"]
+        said, *lines = (vqa.level_less(vqa.one_line(one)) for one in (answer, *given.answers))
+        right = vqa.credit(said, lines, given.people)
+        return {"right": right, "accuracy_official": vqa.official(answer, given)}
 
     def sum_up(self, sums: Mapping[str, Number]) -> dict[str, Number]:
         """See `Scorer.sum_up`."""
         return means(sums, self.main)
 
 
-def _person(one: Any) -> tuple[str, Hashable]:
-    """Take one person's answer, and the rest of what is noted of it."""
+def _person(one: Any) -> dict[str, Any]:
+    """Check that one person's answer tells of more than its words."""
     if not isinstance(one, dict):
         fix = 'write each answer as {"answer": ..., "answer_id": ...}'
         raise BadRow("form", f"an answer without answer_id: {one!r:.80}", fix=fix)
-    rest = {name: cell for name, cell in one.items() if name != "answer"}
-    return words(one, "answer"), tuple(sorted(rest.items()))
+    return one
+
+
+def _note(person: Mapping[str, Any]) -> Hashable:
+    """Take what is noted of a person beside the answer."""
+    return tuple(sorted(cell for cell in person.items() if cell[0] != "answer"))

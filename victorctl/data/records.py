@@ -27,7 +27,7 @@ NO_ROWS = ("dataset_info.json", "dataset_infos.json")  # tell about a data set
 LONGEST_CELL = 2**31 - 1  # letters of a CSV's cell
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Embedded:
     """A picture stored in the data, and not in a file of its own.
 

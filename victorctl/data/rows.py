@@ -15,7 +15,7 @@ from victorctl.data.records import Embedded
 Picture = Path | Embedded | Image.Image | Callable[[], Image.Image]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """Turns in the form that chat templates take; the last one is an answer.
 
@@ -42,7 +42,7 @@ class Conversation:
         return self.accepted or (formats.text_of(self.messages[-1]),)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """Pictures and the conversations that share them.
 

@@ -1,13 +1,12 @@
 """Data that `datasets` reads: parquet, folders of `save_to_disk`, and the Hub. No code is run."""
 
 import bisect
-import functools
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from victorctl import hub
 from victorctl.data import formats
@@ -19,6 +18,30 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 BATCH = 1000  # rows read at once when all are looked at
+
+
+class Cell(NamedTuple):
+    """Reads a stored picture; there is one for each, so it is small.
+
+    Args:
+        pictures: Columns of pictures.
+        index: Of the row.
+        column: Its name.
+        number: Among several in one cell.
+    """
+
+    pictures: "Dataset"
+    index: int
+    column: str
+    number: int
+
+    def __call__(self) -> bytes:
+        """Read its bytes."""
+        from pyarrow import ListScalar
+
+        cell = self.pictures[self.index : self.index + 1].column(self.column)[0]
+        stored = (cell[self.number] if isinstance(cell, ListScalar) else cell).as_py()
+        return stored["bytes"] if isinstance(stored, dict) else stored
 
 
 class Table(Sequence[Record]):
@@ -64,14 +87,7 @@ class Table(Sequence[Record]):
 
     def _picture(self, index: int, column: str, number: int) -> Embedded:
         name = f"{self._place(index)}, {column}" + (f" {number + 1}" if number else "")
-        return Embedded(name, functools.partial(self._read, index, column, number))
-
-    def _read(self, index: int, column: str, number: int) -> bytes:
-        from pyarrow import ListScalar
-
-        cell = self._pictures[index : index + 1].column(column)[0]
-        stored = (cell[number] if isinstance(cell, ListScalar) else cell).as_py()
-        return stored["bytes"] if isinstance(stored, dict) else stored
+        return Embedded(name, Cell(self._pictures, index, column, number))
 
 
 def open_parquet(files: Sequence[Path], rows: int | None) -> Opened:
