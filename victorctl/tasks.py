@@ -6,7 +6,7 @@ from pathlib import Path
 
 from victorctl.benchmarks import BENCHMARKS, PAPER, benchmark
 from victorctl.benchmarks.base import Asked, Benchmark, Scorer, text
-from victorctl.benchmarks.opening import open_benchmark
+from victorctl.benchmarks.opening import check_copies, open_benchmark
 from victorctl.data.conversations import Conversation, Row, open_data
 from victorctl.data.records import Embedded
 from victorctl.errors import VictorError
@@ -51,12 +51,16 @@ def open_tasks(settings: EvalSection, *, quiet: bool) -> list[Task]:
         quiet: Do not say what was recognised.
 
     Raises:
-        VictorError: If neither or both are given, or data are not there or damaged.
+        VictorError: If neither or both are given, or data are not there or damaged. That copies of
+            benchmarks are not there is said of all of them, before any is read.
     """
     check_asked(settings)
     if not settings.benchmarks:
         return [_own(settings, quiet=quiet)]
-    return [_known(name, settings, quiet=quiet) for name in chosen(settings.benchmarks)]
+    names = chosen(settings.benchmarks)
+    folder = None if settings.data_dir is None else Path(settings.data_dir).expanduser()
+    check_copies(names, folder)
+    return [_known(name, folder, settings, quiet=quiet) for name in names]
 
 
 def check_asked(settings: EvalSection) -> None:
@@ -105,8 +109,7 @@ def _own(settings: EvalSection, *, quiet: bool) -> Task:
     return Task(DATA, DATA, Exact(), asked, found, longest, rows.sha256)
 
 
-def _known(name: str, settings: EvalSection, *, quiet: bool) -> Task:
-    folder = None if settings.data_dir is None else Path(settings.data_dir).expanduser()
+def _known(name: str, folder: Path | None, settings: EvalSection, *, quiet: bool) -> Task:
     opened = open_benchmark(name, data_dir=folder, limit=settings.limit, quiet=quiet)
     rule: Benchmark = opened.benchmark
     return Task(

@@ -173,6 +173,14 @@ def test_answers_are_as_long_as_a_benchmark_lets_them_unless_asked_otherwise(tmp
     assert short.longest == 2
 
 
+def test_a_copy_that_is_not_there_is_said_before_others_are_read(tmp_path):
+    (tmp_path / "gqa.jsonl").write_text("{")  # cannot be read
+    asked = settings("gqa,pope,mme", data_dir=str(tmp_path)).eval
+
+    with pytest.raises(VictorError, match="no folder or file called pope, mme"):
+        open_tasks(asked, quiet=True)
+
+
 def test_questions_about_one_stored_picture_share_it(tmp_path):
     storage.store("gqa", tmp_path)
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.benchmarks import storage
 from tests.data.dataset_hub import serving
-from victorctl.benchmarks.opening import open_benchmark
+from victorctl.benchmarks.opening import check_copies, open_benchmark
 from victorctl.errors import VictorError
 
 
@@ -36,6 +36,22 @@ def test_a_copy_that_is_not_there(tmp_path):
         "put data with the columns image, question, question_id, answers there; or: "
         + fetch("lmms-lab-encoder/VQAv2", "*validation*", home=f"{tmp_path}/vqav2")
     )
+
+
+def test_all_copies_that_are_not_there_are_named_at_once(tmp_path):
+    (tmp_path / "docvqa" / "InfographicVQA").mkdir(parents=True)  # its home is there: read it
+    (tmp_path / "chartqa.jsonl").write_text("")
+
+    with pytest.raises(VictorError) as error:
+        check_copies(["chartqa", "vqav2", "docvqa", "mme"], tmp_path)
+
+    assert error.value.problem == f"{tmp_path}: no folder or file called vqav2, mme"
+    assert error.value.fix == " && ".join(
+        fetch(f"lmms-lab-encoder/{repo}", files, home=f"{tmp_path}/{repo.lower()}")
+        for repo, files in (("VQAv2", "*validation*"), ("MME", "*test*"))
+    )
+    check_copies(["chartqa", "docvqa"], tmp_path)
+    check_copies(["mme"], None)
 
 
 def test_pictures_that_are_stored_apart_and_not_there(tmp_path):

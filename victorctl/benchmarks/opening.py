@@ -42,6 +42,23 @@ class Questions(NamedTuple):
     form: str
 
 
+def check_copies(names: Sequence[str], data_dir: Path | None) -> None:
+    """Look for the copies of several benchmarks, and read none.
+
+    Args:
+        names: Of the benchmarks.
+        data_dir: Should hold them; None: there are to be none.
+
+    Raises:
+        VictorError: If there is no such benchmark, or one has no copy: names all of these.
+    """
+    sources = [Source(name, benchmark(name), data_dir) for name in names]
+    lacking = [source for source in sources if source.is_missing]
+    if lacking:
+        problem = f"{data_dir}: no folder or file called {', '.join(one.name for one in lacking)}"
+        raise VictorError(problem, fix=" && ".join(one.fix for one in lacking))
+
+
 def open_benchmark(
     name: str, *, data_dir: Path | None, limit: int | None, quiet: bool
 ) -> Questions:

@@ -40,6 +40,16 @@ class Source:
         fetch = f"hf download {data.repo} --repo-type dataset {parts} --local-dir {home}"
         return fetch if self.data_dir else f"{fetch}, and add --data-dir DIR"
 
+    @property
+    def is_missing(self) -> bool:
+        """Tell whether a copy is neither where its questions belong nor in a file beside."""
+        return self.data_dir is not None and not any(map(_there, self._places))
+
+    @property
+    def _places(self) -> list[Path]:
+        home, config = Path(self.place), self.benchmark.data.config
+        return [home / config, home] if config else [home]
+
     def open(self, rows: int | None) -> Opened:
         """Open the rows of the questions.
 
@@ -49,8 +59,7 @@ class Source:
         Raises:
             VictorError: If they are not there, or cannot be read.
         """
-        home, data = Path(self.place), self.benchmark.data
-        return self._open(data, [home / data.config, home] if data.config else [home], rows)
+        return self._open(self.benchmark.data, self._places, rows)
 
     def open_beside(self) -> Opened:
         """Open the rows of pictures that are stored apart.
