@@ -345,9 +345,9 @@ def own_name(result: Mapping[str, Any]) -> str:
     return f"Victor-{result['settings']['registers']}"
 
 
-def count(amount: int, thing: str) -> str:
+def count(things: int, name: str) -> str:
     """Count things, one or several."""
-    return f"{amount:,} {thing}{'s' * (amount != 1)}"
+    return f"{things:,} {name}{'s' * (things != 1)}"
 
 
 def _registers(result: Mapping[str, Any]) -> str:

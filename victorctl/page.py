@@ -207,7 +207,7 @@ def _encoded(picture: Image.Image, kind: str) -> bytes:
     return file.getvalue()
 
 
-def _counted(names: Sequence[str], found: Sequence[str]) -> dict[str, int]:
+def _counted(names: Iterable[str], found: Sequence[str]) -> dict[str, int]:
     """Count how often each name was found, without those that were not."""
     return {name: found.count(name) for name in names if name in found}
 
