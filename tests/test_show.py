@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ from tests.converting import run as convert
 from tests.processors import PROCESSORS, tiny_family
 from tests.tiny import tiny_llava, tiny_picture
 from victorctl import checkpoint, overlay
+from victorctl.contestants import enter
 from victorctl.errors import VictorError
 from victorctl.recipe import Run, load_recipe
 from victorctl.show import show, table
@@ -29,6 +31,13 @@ def model(tmp_path_factory):
     return folder / "victor"
 
 
+@functools.cache
+def entered(folder, registers, base):
+    """Load everyone once."""
+    recipe = load_recipe(flags={"eval.registers": registers})
+    return enter(folder, recipe, dataclasses.replace(RUN, base=base))
+
+
 @pytest.fixture
 def picture(tmp_path, monkeypatch):
     """A picture in the working folder; what is slow is brief, and the drawing is blank."""
@@ -36,6 +45,10 @@ def picture(tmp_path, monkeypatch):
     monkeypatch.setattr("victorctl.show.LONGEST", 4)
     monkeypatch.setattr("victorctl.show.REPEATS", 1)
     monkeypatch.setattr("victorctl.show.draw", lambda *_, **_more: Figure((1, 1)))
+    monkeypatch.setattr(
+        "victorctl.show.enter",
+        lambda folder, recipe, run: entered(folder, recipe.eval.registers, run.base),
+    )
     tiny_picture(1, (64, 32)).save("cat.png")
     return tmp_path / "cat.png"
 
