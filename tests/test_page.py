@@ -157,6 +157,7 @@ def test_without_a_base_there_is_no_plot_and_no_comparison(measured):
 
     assert not found.all("figure")
     assert not {"kept", "base", "95 % interval", "same answers"} & set(found.lines)
+    assert not any("Kept is" in line for line in found.lines)
 
 
 def test_one_question_makes_a_page():
