@@ -14,7 +14,7 @@ from victorctl.data import records
 from victorctl.data.batches import IGNORED, encode
 from victorctl.data.conversations import open_data
 from victorctl.data.records import Embedded
-from victorctl.data.tables import Table
+from victorctl.data.tables import Cell
 
 IMAGE = {"type": "image"}
 
@@ -93,7 +93,7 @@ def test_pictures_stay_closed_until_they_are_asked_for(spec, monkeypatch):
     read = []
     monkeypatch.setattr(Image, "open", lambda *_: read.append("opened"))
     with monkeypatch.context() as closed:
-        closed.setattr(Table, "_read", lambda *_: read.append("read"))
+        closed.setattr(Cell, "__call__", lambda *_: read.append("read"))
         closed.setattr(records, "_bytes", lambda *_: read.append("read"))
         open_data(spec)
     rows = open_data(spec)
