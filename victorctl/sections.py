@@ -269,7 +269,7 @@ class EvalSection(Section):
     """Folder with a folder for each benchmark, in the Hub's columns; unset: fetch from the Hub."""
 
     limit: int | None = Field(None, ge=1)
-    """Ask only the first so many questions, of each benchmark; unset: all."""
+    """Ask only the first so many questions of each, and all marked with them; unset: all."""
 
     registers: int | None = Field(None, ge=1)
     """Use the first so many registers alone, of a model trained with train.elastic; unset: all."""
