@@ -125,7 +125,7 @@ def test_two_points_of_speed_are_named_on_an_axis_of_equal_ratios():
     assert "1\N{MULTIPLICATION SIGN}" in [tick.get_text() for tick in axes.get_xticklabels()]
 
 
-@pytest.mark.parametrize("high", [1.0, 1.4, 11.05, 90])
+@pytest.mark.parametrize("high", [1.0, 90])
 def test_an_axis_of_speeds_has_marks_however_far_it_goes(high):
     points = [Point("base", 1.0, 1.0, kind="base"), Point("fast", high, 0.9)]
 
