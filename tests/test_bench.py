@@ -166,7 +166,7 @@ def test_a_batch_is_halved_until_it_fits(capsys):
             raise torch.OutOfMemoryError if count == 8 else BrokenProcessPool
         return "done"
 
-    assert STAGE.largest([16, 8, 4, 2], work, quiet=False) == (4, "done")
+    assert STAGE.largest([16, 8, 4, 2], work, fix="", quiet=False) == (4, "done")
     assert tried == [16, 8, 4]
     assert "prompts at once: 8 do not fit" in capsys.readouterr().err
 
@@ -176,9 +176,9 @@ def test_where_nothing_fits_it_is_said_how_to_need_less():
         raise torch.OutOfMemoryError
 
     with pytest.raises(
-        VictorError, match="prompts at once: 3 do not fit into memory\n  fix: use a smaller --batch"
+        VictorError, match="prompts at once: 3 do not fit into memory\n  fix: use less"
     ):
-        STAGE.largest([3], work, quiet=True)
+        STAGE.largest([3], work, fix="use less", quiet=True)
 
 
 def test_more_registers_than_a_picture_has_tokens_are_refused():
@@ -186,6 +186,36 @@ def test_more_registers_than_a_picture_has_tokens_are_refused():
     about = subject(None, asked, run(), (32, 32))
     with pytest.raises(VictorError, match="victor:600@1: a picture has 576 visual tokens"):
         STAGE.Track.of(about, about.load(), 1)
+
+
+def test_what_goes_wrong_in_another_process_is_said_as_it_is():
+    with pytest.raises(VictorError) as refused:
+        peaks.apart(fail)
+    assert (refused.value.problem, refused.value.fix) == ("it is broken", "mend it")
+
+
+def fail():
+    raise VictorError("it is broken", fix="mend it")
+
+
+def test_weights_that_do_not_fit_are_an_error_that_says_how_to_need_less(monkeypatch):
+    def full(_about):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(STAGE.Subject, "load", full)
+    monkeypatch.setattr(STAGE, "_memory_apart", lambda *_: {})
+    with pytest.raises(
+        VictorError, match=r"loading the weights was ended .*\n  fix: use a smaller"
+    ):
+        STAGE.bench(
+            None, recipe=recipe(shape="llava-1.5-7b", layers=3, width_scale=0.01), run=run()
+        )
+
+
+@pytest.mark.parametrize("sizes", [{"layers": 4}, {"width_scale": 0.5}])
+def test_the_sizes_of_a_folder_cannot_be_chosen(folder, sizes):
+    with pytest.raises(VictorError, match="a model in a folder has the sizes that it has"):
+        subject(folder, recipe(**sizes), run(), (32, 32))
 
 
 def test_memory_is_that_of_short_answers_after_what_comes_but_once(folder, monkeypatch):

@@ -249,7 +249,7 @@ def test_losses_come_before_what_both_miss_and_what_is_gained():
     found = read(evaluation(), cards)
 
     assert [line for line in found.lines if line in asked] == ["lost", "both", "gained", "worded"]
-    assert any("answer 138 questions differently; 4 of them" in line for line in found.lines)
+    assert any("answer 138 questions differently; 4 of those with" in line for line in found.lines)
     assert [card["data-who"] for card in found.all("article")] == [
         "only the base is right",
         "both are wrong",

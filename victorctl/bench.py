@@ -24,7 +24,7 @@ from victorctl.peaks import Peak
 from victorctl.recipe import Recipe, Run
 from victorctl.runtime import progress, say, seed_everything, set_threads
 from victorctl.speeds import FIRST, Load, against, bounds_of, paired, summarise
-from victorctl.subjects import SMALLER, Subject, subject
+from victorctl.subjects import Subject, subject
 from victorctl.timing import LENGTHS, LONG, SHORT, Turn, by_turns, medians
 from victorctl.trials import Trial, cached_bytes, generate, prefill, trial
 from victorctl.variants import unconverted
@@ -143,24 +143,28 @@ def bench(
     about = subject(model, recipe, run, picture)
     sizes, memory = about.batches(), {}
     if about.device.type == "cpu":
-        batch, memory = largest(sizes, partial(_memory_apart, about), quiet=run.quiet)
+        batch, memory = largest(
+            sizes, partial(_memory_apart, about), fix=about.smaller, quiet=run.quiet
+        )
         sizes = [batch]
     seed_everything(recipe.seed)
-    network = about.load()
+    with peaks.fitting("loading the weights", about.smaller):
+        network = about.load()
     work = partial(_time, about, network, memory)
-    batch, timed = largest(sizes, work, quiet=run.quiet)
+    batch, timed = largest(sizes, work, fix=about.smaller, quiet=run.quiet)
     rate = product_rate(about, timed.track, recipe.bench.repeats)
     return _numbers(about, timed) | {"product_rate": rate} | _settings(about, timed)
 
 
 def largest(
-    sizes: Sequence[int], work: Callable[[int], Found], *, quiet: bool
+    sizes: Sequence[int], work: Callable[[int], Found], *, fix: str, quiet: bool
 ) -> tuple[int, Found]:
     """Do some work with as many prompts at once as fit.
 
     Args:
         sizes: To try, the most first.
         work: Given a size.
+        fix: How less is needed.
         quiet: Say nothing of those that do not fit.
 
     Raises:
@@ -173,7 +177,7 @@ def largest(
             say(f"prompts at once: {count} do not fit into memory", quiet=quiet)
         gc.collect()  # what the error held
         torch.cuda.empty_cache()
-    raise VictorError(f"prompts at once: {sizes[-1]} do not fit into memory", fix=SMALLER)
+    raise VictorError(f"prompts at once: {sizes[-1]} do not fit into memory", fix=fix)
 
 
 def measure_memory(about: Subject, name: str, batch: int) -> Peak:

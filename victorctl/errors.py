@@ -1,5 +1,7 @@
 """Errors that a user can fix, each with its fix."""
 
+from typing import Any
+
 
 class VictorError(Exception):
     """Something the user can fix.
@@ -13,6 +15,16 @@ class VictorError(Exception):
         super().__init__(f"{problem}\n  fix: {fix}")
         self.problem = problem
         self.fix = fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let it come from another process as it was."""
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[VictorError], args: tuple[Any, ...], state: dict[str, Any]) -> VictorError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class CheckFailed(VictorError):  # noqa: N818  (it reads as what happened)

@@ -70,6 +70,12 @@ class Finding:
         """Count how often model and base give the same answer."""
         return agreement(self.answers.texts[MODEL], self.answers.texts.get(BASE))
 
+    def differing(self) -> int:
+        """Count the questions to which model and base answer differently; 0 without a base."""
+        if BASE not in self.marked:
+            return 0
+        return sum(_differs(self, place) for place in range(len(self.task.asked)))
+
     def by_type(self) -> dict[str, Any]:
         """Sum up each type of question by itself."""
         types, compared = dict.fromkeys(one.type for one in self.task.asked), self.beside(MODEL)
@@ -98,8 +104,8 @@ def quality(findings: Sequence[Finding]) -> dict[str, Any]:
     """Sum up all tasks: of several, every number is the mean over them.
 
     Returns:
-        `questions`, `accuracy`, `kept`, `interval`, `agreement`, `first_token_kl`, `by_type` and
-        `benchmarks` of `eval --json`.
+        `questions`, `accuracy`, `kept`, `interval`, `agreement`, `first_token_kl`, `differing`,
+        `by_type` and `benchmarks` of `eval --json`.
     """
     accuracy = mean_score(findings, MODEL)
     own = len(findings) == 1 and findings[0].task.name == DATA
@@ -114,6 +120,7 @@ def quality(findings: Sequence[Finding]) -> dict[str, Any]:
             [_mean(finding.answers.divergences or [None]) for finding in findings]
         ),
         "by_type": findings[0].by_type() if own else rows,
+        "differing": sum(finding.differing() for finding in findings),
         "benchmarks": {} if own else {one.task.name: one.benchmark() for one in findings},
     }
 

@@ -184,6 +184,8 @@ def likeness(result: Mapping[str, Any]) -> str:
     if result["agreement"] is None:
         return ""
     same = f"Model and base give the same answer to {percent(result['agreement'])} of the questions"
+    if len(many := benchmarks(result)) > 1:
+        same += f", on average over {len(many)} benchmarks"
     divergence = result.get("first_token_kl")
     if divergence is None:
         return f"{same}."

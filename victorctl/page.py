@@ -126,12 +126,18 @@ def page(
         pictures=pictures,
         outcomes=_counted(OUTCOMES.values(), [card.outcome for card in cards]),
         groups=_counted(sorted({card.group for card in cards}), [card.group for card in cards]),
-        differing=round((1 - result["agreement"]) * result["questions"]) if cards else 0,
+        differing=_differing(result) if cards else 0,
         folder=shlex.quote(result["settings"]["model"]),
         facts=list(_facts(result)),
         hashes=list(_hashes(result)),
     )
     return text.encode()
+
+
+def _differing(result: Mapping[str, Any]) -> int:
+    """Count the questions that are answered differently, which old reports of data did not say."""
+    known = result.get("differing")
+    return round((1 - result["agreement"]) * result["questions"]) if known is None else known
 
 
 def _asset(name: str) -> str:

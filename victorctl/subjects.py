@@ -21,7 +21,6 @@ from victorctl.variants import VICTOR, Variant, check, parse
 
 BATCHES = (16, 8, 4, 2, 1)  # prompts at once: the paper's, or the largest that fits
 SPARE = 1.3  # what a prompt takes on a CPU, over what its tensors need by count
-SMALLER = "use a smaller --batch-size, --layers or --width-scale"
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,13 @@ class Subject:
         return self.config.dtype or torch.float32
 
     @property
+    def smaller(self) -> str:
+        """How less memory is needed, as an instruction."""
+        if self.folder is None:
+            return "use a smaller --batch-size, --layers or --width-scale"
+        return "use a smaller --batch-size, or --dtype bf16"
+
+    @property
     def layers(self) -> int:
         """Layers of the language model."""
         return self.config.get_text_config().num_hidden_layers
@@ -99,7 +105,7 @@ class Subject:
             raise VictorError(
                 f"{self.said}: a prompt needs about {size(weights + each)} of memory with the "
                 f"model, and {size(free)} are free",
-                fix=SMALLER,
+                fix=self.smaller,
             )
         return fitting
 
@@ -131,6 +137,13 @@ def subject(folder: Path | None, recipe: Recipe, run: Run, picture: tuple[int, i
             f"bench takes a model's folder or --shape, and got "
             f"{'neither' if folder is None else 'both'}",
             fix="victorctl bench FOLDER, or victorctl bench --shape llava-1.5-7b",
+        )
+    sizes = {"--layers": bench.layers, "--width-scale": bench.width_scale}
+    given = [name for name, value in sizes.items() if value not in (None, 1.0)]
+    if folder is not None and given:
+        raise VictorError(
+            f"{folder}: {', '.join(given)}: a model in a folder has the sizes that it has",
+            fix=f"leave {' and '.join(given)} out, or use --shape",
         )
     made = _of_shape if folder is None else _of_folder
     found = made(folder, recipe, run, picture)

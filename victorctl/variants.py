@@ -15,6 +15,7 @@ from victorctl.errors import VictorError
 from victorctl.methods import method
 
 VICTOR = "victor"
+NONE_KEPT = ("no-image", "no-registers")  # methods that keep no visual token, whatever the number
 SPELLING = re.compile(r"(?:([a-z][\w+-]*)(?::(?=\d)|(?=@|$)))?(\d+)?(?:@(\d+))?")
 
 
@@ -135,7 +136,9 @@ def check(variant: Variant, *, layers: int, registers: int, visual: int | None) 
         raise VictorError(
             f"{name}: the model has {registers} registers", fix=f"choose 1 to {registers}"
         )
-    if visual is not None and variant.registers > visual:
+    if variant.method not in (VICTOR, *NONE_KEPT) and variant.registers < 1:
+        raise VictorError(f"{name}: keeps no visual token", fix="choose 1 or more")
+    if visual is not None and variant.method not in NONE_KEPT and variant.registers > visual:
         raise VictorError(
             f"{name}: a picture has {visual} visual tokens", fix=f"choose 1 to {visual}"
         )

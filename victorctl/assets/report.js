@@ -2,7 +2,8 @@
 const form = document.getElementById("filter");
 if (form) {
   const cards = [...document.querySelectorAll(".card")];
-  const words = cards.map((card) => card.textContent.toLowerCase());
+  const texts = (card) => [...card.querySelectorAll("[dir]")].map((one) => one.textContent);
+  const words = cards.map((card) => texts(card).join("\n").toLowerCase());
   const show = () => {
     const { who, group, text } = Object.fromEntries(new FormData(form));
     const wanted = text.trim().toLowerCase();
