@@ -310,7 +310,7 @@ class BenchSection(Section):
     """Layers of the language model of random weights; unset: as many as the shape has."""
 
     width_scale: float = Field(1.0, gt=0, le=1)
-    """Share of the shape's widths, vocabulary and vision tower included; heads keep theirs if they fit."""
+    """Share of the widths, vocabulary and vision tower included; heads keep theirs if they fit."""
 
     width: int = Field(256, ge=32, multiple_of=32)
     """Width of the language model in `bench train`, a multiple of 32."""
