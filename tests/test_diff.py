@@ -157,14 +157,32 @@ def test_without_predictions_intervals_are_compared(compare, tmp_path, first):
 
 def test_speeds_of_other_machines_cannot_be_compared(compare, tmp_path, first):
     found = compare(settings={"device": "cpu"})
-    assert found["same_machine"] is False
+    assert (found["same_machine"], found["comparable_speeds"]) == (False, False)
     assert "not measured alike (device: NVIDIA H100 and cpu), and cannot be" in notes(found)
 
     unknown = diff(first, write(tmp_path / "old", SAME, settings={"threads": None}))
-    assert unknown["same_machine"] is True
+    assert (unknown["same_machine"], unknown["comparable_speeds"]) == (True, True)
     untimed = ("time_to_first_token", "decode_tokens_per_second", "speedup")
     silent = write(tmp_path / "untimed", SAME, without=untimed, settings={"device": "cpu"})
     assert "speeds" not in notes(diff(first, silent))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"dtype": "fp32"}, "dtype: bf16 and fp32"),
+        ({"attention": "eager"}, "attention: sdpa and eager"),
+        ({"processes": 2}, "processes: 1 and 2"),
+        ({"threads": 4}, "threads: 8 and 4"),
+        ({"versions": {"torch": "2.14.0"}}, "versions.torch: 2.13.0 and 2.14.0"),
+    ],
+)
+def test_speeds_measured_in_another_way_on_one_machine_cannot_be_compared(tmp_path, changed, named):
+    alike = {"dtype": "bf16", "attention": "sdpa", "processes": 1}
+    one = write(tmp_path / "one", SAME, settings=alike)
+    found = diff(one, write(tmp_path / "two", SAME, settings=alike | changed))
+    assert (found["same_machine"], found["comparable_speeds"]) == (True, False)
+    assert f"speeds were not measured alike ({named}), and cannot be compared" in notes(found)
 
 
 def test_on_a_cpu_nobody_knows_which(tmp_path):

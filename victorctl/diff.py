@@ -16,7 +16,10 @@ from victorctl.units import DASH, flops, milliseconds, number, percent, size, ti
 MODEL, BASE = WHO = ("model", "base")
 ASKED = ("data", "data_sha256", "benchmarks", "limit")
 """Settings that decide what is asked."""
-TIMED = ("device", "threads", "speed_batch_size", "versions.platform")
+MACHINE = ("device", "versions.platform")
+"""Settings that tell machines apart."""
+HOW = ("threads", "processes", "speed_batch_size", "dtype", "attention", "versions.torch")
+TIMED = (*MACHINE, *HOW)
 """Settings that decide how fast one and the same model is."""
 WORDS = ("command", "base_answers_known")
 """Settings that decide nothing."""
@@ -72,7 +75,8 @@ def diff(first: Path, second: Path) -> dict[str, Any]:
         "second": str(other.file),
         "same_weights": _same(*(each.content.get("weights_sha256") for each in reports)),
         "same_questions": pairs.same if pairs else not _differing(settings, ASKED),
-        "same_machine": not _differing(settings, TIMED),
+        "same_machine": not _differing(settings, MACHINE),
+        "comparable_speeds": not _differing(settings, TIMED),
         "settings": settings,
         "quality": _rows(*reports, QUALITY),
         "cost": _rows(*reports, COST),
