@@ -285,21 +285,17 @@ def points(difference: float) -> str:
 
 def table(result: Mapping[str, Any]) -> RenderableType:
     """Show two reports side by side; numbers of the base only where they differ."""
+    both = ("first", "second")
+    settings = [(row["setting"], *(_word(row[of]) for of in both)) for row in result["settings"]]
     blocks: list[RenderableType] = [
         Text(f"first:  {result['first']}\nsecond: {result['second']}"),
         Text("\n".join(f"* {note}" for note in result["notes"]), "bold"),
-        _grid(
-            ("setting", "first", "second"),
-            [
-                (row["setting"], *map(_word, (row["first"], row["second"])))
-                for row in result["settings"]
-            ],
-        ),
+        _grid(("setting", *both), settings),
     ]
     for part in ("quality", "cost", "speed"):
         known = result["benchmarks"]
         lines = [_line(row, known) for row in result[part] if _is_shown(row, known)]
-        blocks.append(_grid((part, "first", "second", "change"), lines))
+        blocks.append(_grid((part, *both, "change"), lines))
     head = ("answers", "questions", "changed", "right to wrong", "wrong to right", "difference")
     blocks.append(_grid(head, [_paired(row) for row in result["paired"]]))
     shown = [block for block in blocks if not isinstance(block, Table) or block.row_count]
