@@ -79,20 +79,6 @@ def test_numbers_stand_side_by_side_with_what_the_second_has_more(compare):
     assert not [one for one in found["speed"] if one["measure"] == "speedup.generate_2"]  # no one's
 
 
-def test_every_score_of_a_benchmark_is_compared(compare, first):
-    score = {"title": "POPE", "questions": 9, "metric": "f1", "highest": 1.0, "kept": 0.9,
-             "interval": [0.8, 1.0], "agreement": 0.7, "score": {"model": 0.8, "base": 0.9},
-             "metrics": {"f1": {"model": 0.8, "base": 0.9}}, "meanings": {"f1": "m"}}  # fmt: skip
-    found = compare(benchmarks={"pope": score})
-    measured = {one["measure"] for one in found["quality"] if one["measure"].startswith("bench")}
-    assert measured == {f"benchmarks.pope{part}" for part in (".score", ".metrics.f1", ".kept",
-                                                              ".agreement")}  # fmt: skip
-    assert row(found, "quality", "benchmarks.pope.score", "model") == {
-        "measure": "benchmarks.pope.score", "of": "model", "first": None, "second": 0.8,
-        "difference": None, "intervals": None,
-    }  # fmt: skip
-
-
 def test_a_report_that_lacks_everything_optional_is_compared(compare):
     optional = set(REPORT) - {"schema", "settings", "accuracy"}
     found = compare(None, without=optional)
@@ -157,14 +143,32 @@ def test_without_predictions_intervals_are_compared(compare, tmp_path, first):
 
 def test_speeds_of_other_machines_cannot_be_compared(compare, tmp_path, first):
     found = compare(settings={"device": "cpu"})
-    assert found["same_machine"] is False
+    assert (found["same_machine"], found["comparable_speeds"]) == (False, False)
     assert "not measured alike (device: NVIDIA H100 and cpu), and cannot be" in notes(found)
 
     unknown = diff(first, write(tmp_path / "old", SAME, settings={"threads": None}))
-    assert unknown["same_machine"] is True
+    assert (unknown["same_machine"], unknown["comparable_speeds"]) == (True, True)
     untimed = ("time_to_first_token", "decode_tokens_per_second", "speedup")
     silent = write(tmp_path / "untimed", SAME, without=untimed, settings={"device": "cpu"})
     assert "speeds" not in notes(diff(first, silent))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"dtype": "fp32"}, "dtype: bf16 and fp32"),
+        ({"attention": "eager"}, "attention: sdpa and eager"),
+        ({"processes": 2}, "processes: 1 and 2"),
+        ({"threads": 4}, "threads: 8 and 4"),
+        ({"versions": {"torch": "2.14.0"}}, "versions.torch: 2.13.0 and 2.14.0"),
+    ],
+)
+def test_speeds_measured_in_another_way_on_one_machine_cannot_be_compared(tmp_path, changed, named):
+    alike = {"dtype": "bf16", "attention": "sdpa", "processes": 1}
+    one = write(tmp_path / "one", SAME, settings=alike)
+    found = diff(one, write(tmp_path / "two", SAME, settings=alike | changed))
+    assert (found["same_machine"], found["comparable_speeds"]) == (True, False)
+    assert f"speeds were not measured alike ({named}), and cannot be compared" in notes(found)
 
 
 def test_on_a_cpu_nobody_knows_which(tmp_path):
@@ -186,7 +190,7 @@ def test_units_that_are_not_known_make_intervals_too_narrow(compare, tmp_path):
 def test_people_read_what_changed_and_the_bases_numbers_only_where_they_differ(compare):
     found = compare(
         accuracy={"model": 0.625, "base": 0.75}, cache_bytes={"model": 2048, "base": 8192},
-        weights_sha256="0123456789abcdef" * 4, benchmarks={"mme": {"score": {"model": 1234.5}}},
+        weights_sha256="0123456789abcdef" * 4,
     )  # fmt: skip
     lines = [" ".join(text.split()) for text in printed(found).splitlines()]
     for expected in (
@@ -195,7 +199,6 @@ def test_people_read_what_changed_and_the_bases_numbers_only_where_they_differ(c
         "right answers 50.0 % 62.5 % +12.5 points",
         "kept 66.7 % (50.0-80.0) 66.7 % (50.0-80.0) +0.0 points",
         "what kept 50.0 % (20.0-70.0) 50.0 % (20.0-70.0) +0.0 points",
-        "mme - 1234 -",
         "key-value cache 1.00 KiB 2.00 KiB 2.00x",
         "key-value cache, base 4.00 KiB 8.00 KiB 2.00x",
         "speed-up, prefill 2.50x 2.50x 1.00x",

@@ -270,6 +270,31 @@ def test_chats_of_several_turns_and_plain_texts_are_taken(victor, requests, fold
     assert answer == alone(folder, 1)
 
 
+def test_what_stands_for_a_picture_in_a_text_is_left_out(victor, requests, folder, monkeypatch):
+    def said(doc):
+        (turn,) = messages(doc)
+        turn["content"][-1]["text"] = f"<image>{doc[0]}"
+        return [turn]
+
+    def plain(doc):
+        return [{"role": "user", "content": f"<image>{doc[0]}"}]
+
+    model = victor(batch_size=2)
+    assert texts(model.generate_until(requests(LIKELIEST, [0, 2], said))) == [
+        *(alone(folder, 0), alone(folder, 2)),
+    ]
+    assert texts(model.generate_until(requests(LIKELIEST, [1], plain))) == [alone(folder, 1)]
+
+    # Other families name it otherwise.
+    def named(_doc):
+        return [{"role": "user", "content": "one <|pad|><image>two"}]
+
+    monkeypatch.setattr(model._greedy.processor, "image_token", "<|pad|>")
+    (asked,) = requests(LIKELIEST, [1], named)
+    turn, _answer = model._chat(asked).conversation.messages
+    assert turn["content"] == [{"type": "text", "text": "one two"}]
+
+
 def test_a_picture_may_be_a_file(victor, requests, tmp_path):
     def said(doc):
         tiny_picture(1).save(tmp_path / "1.png")

@@ -46,11 +46,18 @@ def test_a_place_without_a_report_says_how_to_get_one(tmp_path):
         open_report(tmp_path / "none")
 
 
-@pytest.mark.parametrize("damage", ['{"id": 1}', "no JSON", "[]", '{"answers": [[]]}'])
+DAMAGED = [
+    *(b'{"id": 1}', b"no JSON", b"", b"[]", b'{"answers": [[]]}', b'{"id": "\xff"}'),
+    *(json.dumps(line(1, model="cat") | {"right": right}).encode() for right in ("yes", [1.0], [])),
+    json.dumps(line(1, model="cat") | {"right": {"model": None}}).encode(),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
 def test_a_damaged_prediction_is_named_with_its_line(tmp_path, damage):
     folder = write(tmp_path / "eval", [line(0, model="cat")])
-    with (folder / "predictions.jsonl").open("a") as file:
-        file.write(damage + "\n")
+    with (folder / "predictions.jsonl").open("ab") as file:
+        file.write(damage + b"\n")
     with pytest.raises(VictorError, match=r"predictions\.jsonl:2: no prediction of victorctl eval"):
         open_report(folder)
 
@@ -80,3 +87,11 @@ def test_answers_in_any_alphabet_are_read(tmp_path):
     text = json.dumps(line(0, model="猫"), ensure_ascii=False)
     (folder / "predictions.jsonl").write_text(text + "\n", encoding="utf-8")
     assert open_report(folder).predictions[0].texts["model"] == "猫"
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85"])
+def test_a_line_ends_at_a_newline_alone(tmp_path, end):
+    folder = write(tmp_path / "eval")
+    lines = [json.dumps(line(n, model=f"a{end}b"), ensure_ascii=False) for n in range(2)]
+    (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert [one.texts["model"] for one in open_report(folder).predictions] == [f"a{end}b"] * 2

@@ -9,14 +9,18 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from victorctl.outcome import amount, unit_of
 from victorctl.paired import Pairs
 from victorctl.reports import PREDICTIONS, Report, open_report
-from victorctl.units import DASH, flops, milliseconds, number, percent, size, times
+from victorctl.units import DASH, flops, milliseconds, nats, number, percent, size, times
 
 MODEL, BASE = WHO = ("model", "base")
 ASKED = ("data", "data_sha256", "benchmarks", "limit")
 """Settings that decide what is asked."""
-TIMED = ("device", "threads", "speed_batch_size", "versions.platform")
+MACHINE = ("device", "versions.platform")
+"""Settings that tell machines apart."""
+HOW = ("threads", "processes", "speed_batch_size", "dtype", "attention", "versions.torch")
+TIMED = (*MACHINE, *HOW)
 """Settings that decide how fast one and the same model is."""
 WORDS = ("command", "base_answers_known")
 """Settings that decide nothing."""
@@ -34,9 +38,8 @@ WRITERS: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "accuracy": ("right answers", percent),
     "kept": ("kept", percent),
     "agreement": ("agreement", percent),
-    "first_token_kl": ("KL of the first token", precise),
+    "first_token_kl": ("KL of the first token, nats", nats),
     "by_type": ("", percent),
-    "benchmarks": ("", precise),
     "mean_visual_tokens": ("visual tokens per layer", number),
     "prefill_flops": ("FLOPs, language model", flops),
     "vision_flops": ("FLOPs, vision", flops),
@@ -67,15 +70,18 @@ def diff(first: Path, second: Path) -> dict[str, Any]:
     pairs = None
     if one.predictions is not None and other.predictions is not None:
         pairs = Pairs(one.predictions, other.predictions)
+    quality, cost = _rows(*reports, QUALITY), _rows(*reports, COST)
     found = {
         "first": str(one.file),
         "second": str(other.file),
         "same_weights": _same(*(each.content.get("weights_sha256") for each in reports)),
         "same_questions": pairs.same if pairs else not _differing(settings, ASKED),
-        "same_machine": not _differing(settings, TIMED),
+        "same_machine": not _differing(settings, MACHINE),
+        "comparable_speeds": not _differing(settings, TIMED),
         "settings": settings,
-        "quality": _rows(*reports, QUALITY),
-        "cost": _rows(*reports, COST),
+        "benchmarks": _benchmarks(other) | _benchmarks(one),
+        "quality": [row for row in quality if not _is_cost(row)],
+        "cost": [*cost, *filter(_is_cost, quality)],
         "speed": _rows(*reports, SPEED),
         "paired": [row for who in WHO for row in pairs.differences(who)] if pairs else [],
     }
@@ -98,10 +104,36 @@ Leaves = dict[tuple[str, str | None], Leaf]
 
 def _rows(one: Report, other: Report, keys: Sequence[str]) -> list[dict[str, Any]]:
     """Put the numbers of some keys beside each other; one that a report lacks is None."""
-    found = [_leaves({key: each.content.get(key) for key in keys}) for each in (one, other)]
+    found = [_leaves({key: _part(each, key) for key in keys}) for each in (one, other)]
     nothing = Leaf(None)
     names = dict.fromkeys(name for each in found for name in each)
     return [_row(name, *(each.get(name, nothing) for each in found)) for name in names]
+
+
+def _part(report: Report, key: str) -> Any:
+    """Take a part of a report; what is said of benchmarks in short is passed over."""
+    if key == "by_type" and _part(report, "benchmarks"):
+        return None
+    found = report.content.get(key)
+    if key != "benchmarks":
+        return found
+    named = found.items() if isinstance(found, Mapping) else ()
+    return {name: of for name, of in named if isinstance(of, Mapping)}
+
+
+def _is_cost(row: Mapping[str, Any]) -> bool:
+    """Tell whether a number of a benchmark is no score of it."""
+    return row["measure"].endswith(".mean_visual_tokens")
+
+
+def _benchmarks(report: Report) -> dict[str, dict[str, Any]]:
+    """Say how scores of benchmarks are read; what a report does not tell is as with most."""
+    found = {}
+    for name, of in _part(report, "benchmarks").items():
+        told = {key: of[key] for key in ("title", "metric") if isinstance(of.get(key), str)}
+        highest = of["highest"] if _is_number(of.get("highest")) else 1.0
+        found[name] = {"title": name, "metric": "accuracy", **told, "highest": highest}
+    return found
 
 
 def _row(name: tuple[str, str | None], one: Leaf, other: Leaf) -> dict[str, Any]:
@@ -253,20 +285,17 @@ def points(difference: float) -> str:
 
 def table(result: Mapping[str, Any]) -> RenderableType:
     """Show two reports side by side; numbers of the base only where they differ."""
+    both = ("first", "second")
+    settings = [(row["setting"], *(_word(row[of]) for of in both)) for row in result["settings"]]
     blocks: list[RenderableType] = [
         Text(f"first:  {result['first']}\nsecond: {result['second']}"),
         Text("\n".join(f"* {note}" for note in result["notes"]), "bold"),
-        _grid(
-            ("setting", "first", "second"),
-            [
-                (row["setting"], *map(_word, (row["first"], row["second"])))
-                for row in result["settings"]
-            ],
-        ),
+        _grid(("setting", *both), settings),
     ]
     for part in ("quality", "cost", "speed"):
-        lines = [_line(row) for row in result[part] if row["of"] != BASE or row["difference"]]
-        blocks.append(_grid((part, "first", "second", "change"), lines))
+        known = result["benchmarks"]
+        lines = [_line(row, known) for row in result[part] if _is_shown(row, known)]
+        blocks.append(_grid((part, *both, "change"), lines))
     head = ("answers", "questions", "changed", "right to wrong", "wrong to right", "difference")
     blocks.append(_grid(head, [_paired(row) for row in result["paired"]]))
     shown = [block for block in blocks if not isinstance(block, Table) or block.row_count]
@@ -279,15 +308,67 @@ def _word(value: Any) -> str:
     return text[:12] if re.fullmatch(r"[0-9a-f]{64}", text) else text
 
 
-def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
-    key, *rest = row["measure"].split(".")
-    title, write = WRITERS[key]
-    if rest and rest[-1] in ("kept", "agreement"):
-        write = percent
-    words = [title, *(part for part in rest if part not in ("score", "metrics"))]
-    name = " ".join(filter(None, words)) + (", base" if row["of"] == BASE else "")
-    cells = [_cell(row, which, write) for which in ("first", "second")]
-    return name, *cells, _change(row, in_points=write is percent)
+def _is_shown(row: Mapping[str, Any], benchmarks: Mapping[str, Any]) -> bool:
+    """Tell whether a row says something that no other says."""
+    if row["of"] == BASE and not row["difference"]:
+        return False
+    parts = row["measure"].split(".", 3)
+    return parts[2:3] != ["metrics"] or parts[3] != benchmarks[parts[1]]["metric"]  # the score
+
+
+def _line(row: Mapping[str, Any], benchmarks: Mapping[str, Any]) -> tuple[str, ...]:
+    key, _, rest = row["measure"].partition(".")
+    if key == "benchmarks":
+        name, _, measure = rest.partition(".")
+        shown = _of_benchmark(benchmarks[name], measure)
+    else:
+        title, write = WRITERS[key]
+        title = "score" if key == "accuracy" and benchmarks else title
+        shown = Shown(" ".join(filter(None, (title, *rest.rsplit(".", 1)))), write)
+    cells = [_cell(row, which, shown.write) for which in ("first", "second")]
+    changed = DASH if row["difference"] is None else shown.change(row["first"], row["second"])
+    return shown.name + (", base" if row["of"] == BASE else ""), *cells, changed
+
+
+class Shown(NamedTuple):
+    """How a number is shown.
+
+    Args:
+        name: What it is called.
+        write: Writes it.
+        plainly: A change of it is the difference, and not how many times as much.
+    """
+
+    name: str
+    write: Callable[[float | None], str]
+    plainly: bool = False
+
+    def change(self, first: float, second: float) -> str:
+        """Write a change; of shares, in points."""
+        if self.write is percent:
+            return points(second - first)
+        if self.plainly:
+            return f"{second - first:+,.4g}"
+        return times(second / first) if first else DASH
+
+
+def _of_benchmark(of: Mapping[str, Any], measure: str) -> Shown:
+    """Say how a number of a benchmark is shown."""
+    part, _, rest = measure.partition(".")
+    if part == "score":
+        return Shown(_listed(of["title"], unit_of(of)), amount(of), plainly=True)
+    if part == "metrics":  # where the score is points, others may be shares
+        write = percent if of["highest"] == 1 else precise
+        return Shown(_listed(of["title"], rest.replace("_", " ")), write, plainly=True)
+    if part == "by_type":
+        type_ = rest.removesuffix(".kept")
+        return Shown(_listed(of["title"], type_, "kept" if type_ != rest else ""), percent)
+    title, write = WRITERS.get(part, (part, precise))
+    return Shown(_listed(of["title"], title), write)
+
+
+def _listed(*words: str) -> str:
+    return ", ".join(filter(None, words))
 
 
 def _cell(row: Mapping[str, Any], which: str, write: Callable[[float | None], str]) -> str:
@@ -296,14 +377,6 @@ def _cell(row: Mapping[str, Any], which: str, write: Callable[[float | None], st
         return write(row[which])
     low, high = (f"{100 * edge:.1f}" for edge in interval)
     return f"{write(row[which])} ({low}{DASH}{high})"
-
-
-def _change(row: Mapping[str, Any], *, in_points: bool) -> str:
-    if row["difference"] is None:
-        return DASH
-    if in_points:
-        return points(row["difference"])
-    return times(row["second"] / row["first"]) if row["first"] else DASH
 
 
 def _paired(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from victorctl.answering import Contestant, Greedy
 from victorctl.contestants import find_base, load_shipped
 from victorctl.data.batches import padding_token
 from victorctl.data.conversations import Conversation, Row
-from victorctl.data.formats import Message
+from victorctl.data.formats import MARKER, Message
 from victorctl.errors import VictorError
 from victorctl.questions import Question, prepare
 from victorctl.recipe import Run
@@ -135,6 +135,13 @@ class Victor(lmms):
         self._greedy = Greedy.of(self.model, checkpoint.load_processor(folder))
 
     @property
+    def _marks(self) -> tuple[str, ...]:
+        """Texts that stand for pictures, which a task's prompt may hold beside its pictures."""
+        processor = self._greedy.processor
+        token = processor.tokenizer.convert_ids_to_tokens(processor.image_token_id)
+        return MARKER, processor.image_token, token
+
+    @property
     def device(self) -> torch.device:
         """Where this process computes."""
         return self.model.device
@@ -169,7 +176,8 @@ class Victor(lmms):
         """Ask a task for its messages, with pictures that are open."""
         _, messages, _, number, task, split = request.args
         images: list[Any] = []
-        turns = [_turn(turn, images) for turn in messages(self.task_dict[task][split][number])]
+        asked = messages(self.task_dict[task][split][number])
+        turns = [_turn(turn, images, self._marks) for turn in asked]
         said = Conversation((*turns, {"role": "assistant", "content": []}))
         return Question(
             f"{task} {number}", 0, Row(f"{task} {number}", tuple(images), (said,)), said
@@ -217,16 +225,20 @@ def _batches(requests: Sequence[Instance], size: int) -> Iterator[tuple[Wanted, 
             yield wanted, numbers[start : start + size]
 
 
-def _turn(turn: Mapping[str, Any], images: list[Any]) -> Message:
+def _turn(turn: Mapping[str, Any], images: list[Any], marks: Sequence[str]) -> Message:
     """Turn a message of lmms-eval's into one of ours, and collect its pictures."""
     content = turn["content"]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    return {"role": turn["role"], "content": [_part(part, images) for part in parts]}
+    return {"role": turn["role"], "content": [_part(part, images, marks) for part in parts]}
 
 
-def _part(part: Mapping[str, Any], images: list[Any]) -> dict[str, str]:
+def _part(part: Mapping[str, Any], images: list[Any], marks: Sequence[str]) -> dict[str, str]:
+    """Take a picture out of a part, and out of a text what stands for one."""
     if part["type"] == "text":
-        return {"type": "text", "text": part["text"]}
+        text = part["text"]
+        for mark in marks:
+            text = text.replace(mark, "")
+        return {"type": "text", "text": text}
     if part["type"] != "image":
         raise VictorError(
             f"the task shows a model {part['type']}s, and victor reads pictures here",

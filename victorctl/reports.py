@@ -97,19 +97,19 @@ def _find(place: Path) -> Path:
 def _predictions(file: Path) -> Iterator[Prediction]:
     """Read the predictions beside a report; questions asked several times are told apart."""
     seen: Counter[tuple[Any, ...]] = Counter()
-    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    lines = file.read_bytes().removesuffix(b"\n").split(b"\n")  # texts hold other ends of lines
+    for number, text in enumerate(lines, start=1):
         try:
-            line = json.loads(text)
+            line = json.loads(text.decode())
             answers = tuple(line["answers"])
             key = (line.get("benchmark", DATA), line["id"], line["question"], answers)
-            hash(key)
-        except (KeyError, TypeError, ValueError) as error:
+            seen[key] += 1
+            yield _prediction(line, (*key, seen[key]))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise VictorError(
                 f"{file}:{number}: no prediction of victorctl eval",
                 fix=f"remove {PREDICTIONS} to compare the reports alone, or evaluate again",
             ) from error
-        seen[key] += 1
-        yield _prediction(line, (*key, seen[key]))
 
 
 def _prediction(line: Mapping[str, Any], key: tuple[Any, ...]) -> Prediction:
@@ -118,4 +118,9 @@ def _prediction(line: Mapping[str, Any], key: tuple[Any, ...]) -> Prediction:
     right = line.get("right")
     if right is None and "benchmark" not in line:  # before marks were kept
         right = {who: float(is_right(text, line["answers"])) for who, text in texts.items()}
-    return Prediction(key[0], key, line.get("unit"), texts, right or {})
+    return Prediction(key[0], key, line.get("unit"), texts, _marks({} if right is None else right))
+
+
+def _marks(right: Mapping[str, Any]) -> dict[str, float]:
+    """Read how right answers are; what is no mapping to numbers is an error."""
+    return {who: float(mark) for who, mark in right.items()}
