@@ -242,7 +242,7 @@ def _part(part: Mapping[str, Any], images: list[Any], marks: Sequence[str]) -> d
     if part["type"] != "image":
         raise VictorError(
             f"the task shows a model {part['type']}s, and victor reads pictures here",
-            fix="take the task out of --tasks",
+            fix="leave that task out",
         )
     images.append(Path(part["url"]) if isinstance(part["url"], str) else part["url"])
     return {"type": "image"}

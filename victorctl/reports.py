@@ -74,7 +74,7 @@ def open_report(place: Path) -> Report:
     if schema != SCHEMA:
         raise VictorError(
             f"{file}: a report of version {version}, and this victorctl reads {SCHEMA}",
-            fix="use the victorctl that wrote it, or evaluate the model again",
+            fix="use the release that wrote it, or evaluate the model again",
         )
     beside = file.with_name(PREDICTIONS)
     return Report(file, content, list(_predictions(beside)) if beside.is_file() else None)
