@@ -201,11 +201,13 @@ def speeds(runs: list[dict[str, Any]]) -> str:
         if run["speedup"]["generate_128"]
     ]
     first = runs[0]
+    ends = (
+        "\n\nThe same runs, vision tower included: Victor's times as fast, and its cache and memory "
+        f"as shares of the base's:\n\n{table(others, more)}"
+    )
     return (
         f"Prefill of {first['visual_tokens']} visual and {first['text_tokens']} other tokens, "
-        f"{first['registers']} registers:\n\n{table(head, rows)}\n\nThe same runs, vision tower "
-        "included: Victor's times as fast, and its cache and memory as shares of the base's:\n\n"
-        f"{table(others, more)}"
+        f"{first['registers']} registers:\n\n{table(head, rows)}{ends if more else ''}"
     )
 
 
