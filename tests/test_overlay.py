@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from victorctl.overlay import Layer, Said, draw, paint
+from victorctl.overlay import Layer, Said, crop, draw, paint
 from victorctl.placing import WHOLE, Box
 
 LEFT, RIGHT = WHOLE.cells(1, 2)
@@ -52,6 +52,15 @@ def test_of_a_cropped_picture_what_the_model_saw_is_shown_and_painted():
     assert shown.shape[0] == shown.shape[1]
     assert np.unique(shown.reshape(-1, 3), axis=0).tolist() == [[0, 0, 255]]
     assert depths(figure) == pytest.approx([0.9 / 4, 0.9])  # a quarter of the deepest on the left
+
+
+def test_of_a_part_smaller_than_a_pixel_one_pixel_is_shown():
+    picture = Image.new("RGB", (1, 64), "red")
+    picture.putpixel((0, 32), (0, 0, 255))
+    shown = crop(picture, Box(0, 0.497, 1, 0.503))
+    assert shown.size == (400, 400)
+    assert shown.getcolors() == [(160000, (0, 0, 255))]
+    assert crop(picture, Box(0, 0.999, 1, 1)).size == (400, 400)
 
 
 def test_every_layer_has_a_panel_for_the_mean_and_for_each_register():

@@ -18,7 +18,7 @@ from tests.tiny import tiny_model, tiny_picture, tiny_processor
 from victorctl.data.conversations import Row
 from victorctl.data.pictures import process
 from victorctl.features import see
-from victorctl.placing import WHOLE, Box, frame, places
+from victorctl.placing import WHOLE, Box, _line, frame, places
 
 SIZES = [(70, 40), (30, 90)]  # width and height
 POINTS = [(0.35, 0.61), (0.64, 0.42)]  # inside of what a square crop leaves of either
@@ -112,6 +112,24 @@ def test_padding_is_past_the_edges_and_was_not_seen():
     assert found[0] == pytest.approx((0, -0.5, 0.25, 0), abs=0.03)
     assert found[15] == pytest.approx((0.75, 1, 1, 1.5), abs=0.03)
     assert frame(found) == pytest.approx((0, 0, 1, 1), abs=0.03)
+
+
+def test_a_side_of_one_pixel_is_seen_whole():
+    processor = tiny_processor()
+    processor.image_processor = CLIPImageProcessorPil(
+        size={"height": 32, "width": 32}, do_center_crop=False
+    )
+    for size in [(1, 64), (64, 1), (1, 1)]:
+        found = places(tiny_model(), processor, Image.new("RGB", size), 16)
+        assert found[0] == pytest.approx((0, 0, 0.25, 0.25), abs=0.02)
+        assert found[15] == pytest.approx((0.75, 0.75, 1, 1), abs=0.02)
+
+
+def test_a_side_of_one_pixel_lies_between_its_padding():
+    # Of 8 columns 2 show it, behind 3 of padding: one side is 2 columns, and 3 are before it.
+    inside = np.zeros((4, 8), dtype=bool)
+    inside[:, 3:5] = True
+    assert _line(np.full((4, 8), 0.5), inside, 1) == (-1.5, 2.5)
 
 
 def test_the_whole_picture_comes_before_its_details_row_by_row():

@@ -79,6 +79,7 @@ def test_both_answers_their_times_and_where_registers_look(model, picture):
     assert found["question"] == QUESTION
     assert all(found["seconds"][key][who] > 0 for key in ("first_token", "answer")
                for who in ("model", "base"))  # fmt: skip
+    assert found["tokens"] == {"model": 4, "base": 4}  # none of them ends the answer
     assert (found["registers"], found["layers"]) == (3, [0, 1])
     assert [layer["layer"] for layer in found["attention"]] == [0, 1]
     for layer in found["attention"]:
@@ -111,6 +112,31 @@ def test_the_drawing_lies_here_is_named_after_the_picture_and_says_who_drew_it_w
         assert (drawn.format, drawn.info["Software"]) == ("PNG", "victorctl show")
         assert drawn.width > 1000
     assert not list(model.glob("*.png"))
+
+
+def test_answers_of_different_length_are_shown_with_their_tokens(model, picture, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "victorctl.show.draw", lambda *_, said, **_more: drawn.extend(said) or Figure((1, 1))
+    )
+    generate = show.__globals__["_generate"]
+
+    def shorter(field, name, asked, most):
+        written = generate(field, name, asked, most)
+        return written[:, :1] if name == "model" else written
+
+    monkeypatch.setattr("victorctl.show._generate", shorter)
+    found = look(model, picture)
+
+    assert found["tokens"] == {"model": 1, "base": 4}
+    assert [one.seconds.split(" for ")[1] for one in drawn] == ["1 token", "4 tokens"]
+    shown = [line.split() for line in printed(found).splitlines()]
+    (head,) = (line for line in shown if line[:2] == ["first", "token"])
+    assert head == ["first", "token", "answer", "tokens"]
+    # name, time and unit, time and unit, tokens
+    assert {line[0]: line[5] for line in shown if line and line[0] in ("model", "base")} == {
+        "model": "1", "base": "4",
+    }  # fmt: skip
 
 
 def test_an_earlier_drawing_is_replaced_and_anything_else_only_on_demand(model, picture, tmp_path):

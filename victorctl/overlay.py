@@ -96,8 +96,12 @@ def draw(
 def crop(picture: Image.Image, box: Box) -> Image.Image:
     """Cut out a part of a picture, as large as a panel."""
     width, height = picture.size
-    edges = (box.left * width, box.top * height, box.right * width, box.bottom * height)
-    part = picture.crop(tuple(map(round, edges)))
+    left, top = min(round(box.left * width), width - 1), min(round(box.top * height), height - 1)
+    right, bottom = (
+        max(round(box.right * width), left + 1),
+        max(round(box.bottom * height), top + 1),
+    )
+    part = picture.crop((left, top, right, bottom))
     scale = LONGEST / max(part.size)
     return part.resize([max(1, round(side * scale)) for side in part.size])
 

@@ -130,6 +130,8 @@ def _line(values: np.ndarray, inside: np.ndarray, length: int) -> tuple[float, f
         length: Of the picture's side, in pixels.
     """
     columns = inside.any(axis=0).nonzero()[0]
+    if length == 1 and len(columns):  # one coordinate, which has no slope: the whole side is shown
+        return _spread(columns, inside.shape[1])
     if len(columns) < 2:
         return math.nan, math.nan
     means = np.array([values[inside[:, column], column].mean() for column in columns])
@@ -138,6 +140,12 @@ def _line(values: np.ndarray, inside: np.ndarray, length: int) -> tuple[float, f
     if slope <= 0 or off > ROUGH + 1 / length:
         return math.nan, math.nan
     return float(start), float(start + slope * inside.shape[1])
+
+
+def _spread(columns: np.ndarray, width: int) -> tuple[float, float]:
+    """Lay a side over the columns that show it, and return where a tile's edges are on it."""
+    left, right = columns[0], columns[-1] + 1
+    return float(-left / (right - left)), float((width - left) / (right - left))
 
 
 def _grid(region: Box, size: Sequence[int], count: int, *, classed: bool) -> Places | None:

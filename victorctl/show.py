@@ -10,6 +10,7 @@ from PIL import Image
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from victorctl import plots
 from victorctl.answering import BASE, MODEL
@@ -23,6 +24,7 @@ from victorctl.errors import VictorError
 from victorctl.files import write_whole
 from victorctl.folders import check_outside, explained
 from victorctl.measures import Pair, pair
+from victorctl.outcome import count
 from victorctl.overlay import Layer, Said, draw
 from victorctl.placing import Places, places
 from victorctl.questions import Prompts, prepare, questions
@@ -68,7 +70,9 @@ def show(model: Path, picture: Path, question: str, *, recipe: Recipe, run: Run)
     field = enter(model, recipe, run)
     asked = prepare(questions([row], None), field.greedy.processor, pictures=True)
     say("asking and timing", quiet=run.quiet)
-    said = {name: _generate(field, name, asked, LONGEST) for name in field.contestants}
+    written = {name: _generate(field, name, asked, LONGEST) for name in field.contestants}
+    said = {name: field.greedy.read(tokens)[0] for name, tokens in written.items()}
+    lengths = {name: tokens.shape[1] for name, tokens in written.items()}
     seconds = {"first_token": _time(field, asked, 1), "answer": _time(field, asked, LONGEST)}
     weights = register_attention(field.model, asked.for_model(field.model)).numpy()  # [k, r, v]
     found = places(field.model, field.greedy.processor, seen, weights.shape[-1])
@@ -77,11 +81,12 @@ def show(model: Path, picture: Path, question: str, *, recipe: Recipe, run: Run)
         say(f"warning: {unknown}; they are drawn in reading order", quiet=False)
     drawn = _choose(weights)
     layers = [Layer(_title(number, weights), weights[number]) for number in drawn]
-    lines = _lines(field, said, seconds["answer"])
+    lines = _lines(field, said, lengths, seconds["answer"])
     _write(plots.png(draw(seen, found, layers, question=question, said=lines), SOFTWARE), out)
     return {
         "question": question,
         "answers": pair(said[MODEL], said.get(BASE)),
+        "tokens": pair(lengths[MODEL], lengths.get(BASE)),
         "seconds": seconds,
         "picture": str(out),
         "registers": weights.shape[1],
@@ -128,11 +133,10 @@ def _open(picture: Path) -> Image.Image:
         raise VictorError(error.problem, fix="give a file that is a picture") from error
 
 
-def _generate(field: Field, name: str, asked: Prompts, most: int) -> str:
-    """Let one of those who take part answer, from the picture's pixels on."""
+def _generate(field: Field, name: str, asked: Prompts, most: int) -> Tensor:
+    """Let one of those who take part answer, from the picture's pixels on [1, new tokens]."""
     who = field.contestants[name]
-    written = field.greedy.generate(who, asked.for_model(who.model), asked.rows, most=most)
-    return field.greedy.read(written)[0]
+    return field.greedy.generate(who, asked.for_model(who.model), asked.rows, most=most)
 
 
 def _time(field: Field, asked: Prompts, most: int) -> Pair:
@@ -153,11 +157,16 @@ def _title(number: int, weights: np.ndarray) -> str:
     return f"Layer {number}{last}"
 
 
-def _lines(field: Field, said: Mapping[str, str], seconds: Pair) -> list[Said]:
+def _lines(
+    field: Field, said: Mapping[str, str], lengths: Mapping[str, int], seconds: Pair
+) -> list[Said]:
     names = {MODEL: f"Victor with {field.model.config.victor['registers']} registers"}
     if field.base:
         names[BASE] = "base"
-    return [Said(name, said[who], milliseconds(seconds[who])) for who, name in names.items()]
+    times = {
+        who: f"{milliseconds(seconds[who])} for {count(lengths[who], 'token')}" for who in names
+    }
+    return [Said(name, said[who], times[who]) for who, name in names.items()]
 
 
 def _describe(layer: int, weights: np.ndarray, found: Places | None) -> dict[str, Any]:
@@ -190,13 +199,13 @@ def _sum_up(weights: np.ndarray, found: Places | None) -> dict[str, Any]:
 
 def table(result: Mapping[str, Any]) -> RenderableType:
     """Sum up for the terminal: the answers, and where registers look in the last layer drawn."""
-    answers = _grid("", "first token", "answer", "")
+    answers = _grid("", "first token", "answer", "tokens", "")
     for name, answer in result["answers"].items():
         if answer is not None:
             times = (
                 milliseconds(result["seconds"][key][name]) for key in ("first_token", "answer")
             )
-            answers.add_row(name, *times, Text(answer))
+            answers.add_row(name, *times, f"{result['tokens'][name]}", Text(answer))
     last = result["attention"][-1]
     looks = _grid(f"layer {last['layer']}", "on the picture", "tokens", "most")
     rows = {f"register {place}": own for place, own in enumerate(last["registers"][:ROWS])}
