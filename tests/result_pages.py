@@ -202,8 +202,8 @@ def speeds(runs: list[dict[str, Any]]) -> str:
     ]
     first = runs[0]
     ends = (
-        "\n\nThe same runs, vision tower included: Victor's times as fast, and its cache and memory "
-        f"as shares of the base's:\n\n{table(others, more)}"
+        "\n\nThe same runs, vision tower included: Victor's times as fast, and its cache and "
+        f"memory as shares of the base's:\n\n{table(others, more)}"
     )
     return (
         f"Prefill of {first['visual_tokens']} visual and {first['text_tokens']} other tokens, "
