@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
 from victorctl import plots
 from victorctl.answering import BASE, MODEL
@@ -32,6 +31,9 @@ from victorctl.recipe import Recipe, Run
 from victorctl.runtime import resolve, say, set_threads
 from victorctl.timing import by_turns, medians
 from victorctl.units import milliseconds, number, percent
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SOFTWARE = "victorctl show"
 """What a drawing of ours says, in the file, that it was made by."""
@@ -133,7 +135,7 @@ def _open(picture: Path) -> Image.Image:
         raise VictorError(error.problem, fix="give a file that is a picture") from error
 
 
-def _generate(field: Field, name: str, asked: Prompts, most: int) -> Tensor:
+def _generate(field: Field, name: str, asked: Prompts, most: int) -> "Tensor":
     """Let one of those who take part answer, from the picture's pixels on [1, new tokens]."""
     who = field.contestants[name]
     return field.greedy.generate(who, asked.for_model(who.model), asked.rows, most=most)
