@@ -1,5 +1,6 @@
 """A look at one picture: what model and base answer, and where the registers look."""
 
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from victorctl.data.rows import open_picture
 from victorctl.errors import VictorError
 from victorctl.files import write_whole
 from victorctl.folders import check_outside, explained
+from victorctl.fonts import missing
 from victorctl.measures import Pair, pair
 from victorctl.outcome import count
 from victorctl.overlay import Layer, Said, draw
@@ -84,7 +86,11 @@ def show(model: Path, picture: Path, question: str, *, recipe: Recipe, run: Run)
     drawn = _choose(weights)
     layers = [Layer(_title(number, weights), weights[number]) for number in drawn]
     lines = _lines(field, said, lengths, seconds["answer"])
-    _write(plots.png(draw(seen, found, layers, question=question, said=lines), SOFTWARE), out)
+    _warn_of_missing("".join((question, *said.values())))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of which we have warned
+        data = plots.png(draw(seen, found, layers, question=question, said=lines), SOFTWARE)
+    _write(data, out)
     return {
         "question": question,
         "answers": pair(said[MODEL], said.get(BASE)),
@@ -120,6 +126,14 @@ def _is_ours(file: Path) -> bool:
             return picture.info.get("Software") == SOFTWARE
     except OSError:  # no picture at all
         return False
+
+
+def _warn_of_missing(text: str) -> None:
+    """Say if a text has letters that cannot be drawn."""
+    lacking = missing(text)
+    if lacking:
+        problem = f"no font that was found here can draw {lacking}; the drawing has boxes instead"
+        say(f"warning: {problem}; the terminal and --json have the text", quiet=False)
 
 
 def _write(data: bytes, out: Path) -> None:
