@@ -30,7 +30,7 @@ def test_a_report_without_predictions_beside_it_has_none(tmp_path):
         ('{"schema": "victorctl/eval/1"}', "no report of victorctl eval"),
         ('{"schema": 7, "settings": {}}', "no report of victorctl eval"),
         ('{"schema": "victorctl/eval/2", "settings": {}}',
-         r"a report of version 2, and this victorctl reads victorctl/eval/1\n  fix: use the vic"),
+         r"a report of version 2, and this victorctl reads victorctl/eval/1\n  fix: use the rel"),
     ],
 )  # fmt: skip
 def test_what_is_no_report_or_damaged_or_of_another_version_is_refused(tmp_path, text, sentence):

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -137,6 +138,20 @@ def test_answers_of_different_length_are_shown_with_their_tokens(model, picture,
     assert {line[0]: line[5] for line in shown if line and line[0] in ("model", "base")} == {
         "model": "1", "base": "4",
     }  # fmt: skip
+
+
+def test_letters_that_no_font_has_are_named_in_one_line(model, picture, monkeypatch, capsys):
+    monkeypatch.setattr("victorctl.show.draw", overlay.draw)
+    monkeypatch.setattr("victorctl.fonts.OTHERS", ())
+    monkeypatch.setattr("tests.test_show.QUESTION", "what is \u732b ?")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        look(model, picture, base="none")
+    shown = capsys.readouterr().err.splitlines()
+    assert [line for line in shown if "warning" in line] == [
+        "warning: no font that was found here can draw \u732b; the drawing has boxes instead; "
+        "the terminal and --json have the text"
+    ]
 
 
 def test_an_earlier_drawing_is_replaced_and_anything_else_only_on_demand(model, picture, tmp_path):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from victorctl.fonts import families
 from victorctl.placing import WHOLE, Box, Places, frame
 from victorctl.units import percent
 
@@ -138,9 +139,9 @@ def _head(
     picture.set_anchor("N")
     _bare(picture)
     words.set_axis_off()
-    down = 0.1
+    down, fonts = 0.1, families()
     for text, style, gap in _words(question, said):
-        place = {"transform": words.transAxes, "va": "top", "parse_math": False}
+        place = {"transform": words.transAxes, "va": "top", "parse_math": False, "family": fonts}
         words.text(0.01, 1 - down / height, text, **place, **style)
         lines = text.count("\n") + 1
         down += lines * style["fontsize"] / 72 * 1.3 + gap

@@ -1,16 +1,16 @@
 """A look at one picture: what model and base answer, and where the registers look."""
 
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
 from victorctl import plots
 from victorctl.answering import BASE, MODEL
@@ -23,6 +23,7 @@ from victorctl.data.rows import open_picture
 from victorctl.errors import VictorError
 from victorctl.files import write_whole
 from victorctl.folders import check_outside, explained
+from victorctl.fonts import missing
 from victorctl.measures import Pair, pair
 from victorctl.outcome import count
 from victorctl.overlay import Layer, Said, draw
@@ -32,6 +33,9 @@ from victorctl.recipe import Recipe, Run
 from victorctl.runtime import resolve, say, set_threads
 from victorctl.timing import by_turns, medians
 from victorctl.units import milliseconds, number, percent
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SOFTWARE = "victorctl show"
 """What a drawing of ours says, in the file, that it was made by."""
@@ -82,7 +86,11 @@ def show(model: Path, picture: Path, question: str, *, recipe: Recipe, run: Run)
     drawn = _choose(weights)
     layers = [Layer(_title(number, weights), weights[number]) for number in drawn]
     lines = _lines(field, said, lengths, seconds["answer"])
-    _write(plots.png(draw(seen, found, layers, question=question, said=lines), SOFTWARE), out)
+    _warn_of_missing("".join((question, *said.values())))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of which we have warned
+        data = plots.png(draw(seen, found, layers, question=question, said=lines), SOFTWARE)
+    _write(data, out)
     return {
         "question": question,
         "answers": pair(said[MODEL], said.get(BASE)),
@@ -120,6 +128,14 @@ def _is_ours(file: Path) -> bool:
         return False
 
 
+def _warn_of_missing(text: str) -> None:
+    """Say if a text has letters that cannot be drawn."""
+    lacking = missing(text)
+    if lacking:
+        problem = f"no font that was found here can draw {lacking}; the drawing has boxes instead"
+        say(f"warning: {problem}; the terminal and --json have the text", quiet=False)
+
+
 def _write(data: bytes, out: Path) -> None:
     with explained(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +149,7 @@ def _open(picture: Path) -> Image.Image:
         raise VictorError(error.problem, fix="give a file that is a picture") from error
 
 
-def _generate(field: Field, name: str, asked: Prompts, most: int) -> Tensor:
+def _generate(field: Field, name: str, asked: Prompts, most: int) -> "Tensor":
     """Let one of those who take part answer, from the picture's pixels on [1, new tokens]."""
     who = field.contestants[name]
     return field.greedy.generate(who, asked.for_model(who.model), asked.rows, most=most)
