@@ -118,9 +118,9 @@ def test_keys_stay_as_many_for_each_query_and_heads_as_wide():
         2,
         128,
     )
-    # Qwen2: 28 heads with 4 of keys; one of keys at least, and 32 wide at least.
+    # Qwen2: 28 heads with 4 of keys; one of keys at least, and as wide as its seven heads divide.
     assert (narrow.hidden_size, narrow.num_attention_heads, narrow.num_key_value_heads) == (
-        32,
+        224,
         7,
         1,
     )
@@ -132,3 +132,15 @@ def test_the_shape_says_how_it_was_scaled():
     assert "LLaVA-1.5-7B's proportions" in said
     assert "512/4096 of its widths" in said
     assert "8 of 32 layers" in said
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("scale", [0.01, 0.1, 0.3, 0.37, 0.5, 1.0])
+def test_heads_divide_every_width(name, scale):
+    shape = Shape.scaled(name, 3, scale)
+
+    text = shape.config(4).get_text_config()
+
+    assert text.hidden_size == text.num_attention_heads * text.head_dim == shape.width
+    assert text.num_attention_heads % text.num_key_value_heads == 0
+    assert shape.width == pytest.approx(scale * SIZES[name].width, rel=0.5) or scale == 0.01

@@ -249,7 +249,7 @@ class DataSection(Section):
     mix: dict[str, PositiveFloat] | None = None
     """Several data where data.train is unset; a weight is how often rows come in an epoch."""
 
-    rows: int | None = Field(None, ge=1)
+    rows: int | None = Field(None, ge=1, le=10**12)
     """Use only the first so many rows, of each; of a Hub id hardly more are fetched. Unset: all."""
 
     skip_bad: bool = False
@@ -268,7 +268,7 @@ class EvalSection(Section):
     data_dir: str | None = None
     """Folder with a folder for each benchmark, in the Hub's columns; unset: fetch from the Hub."""
 
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(None, ge=1, le=10**12)
     """Ask only the first so many questions of each, and all marked with them; unset: all."""
 
     registers: int | None = Field(None, ge=1)

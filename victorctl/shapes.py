@@ -1,5 +1,6 @@
 """Models of random weights with the sizes of real ones, in any width: what speed is measured on."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,7 +67,8 @@ class Shape:
     def scaled(cls, name: str, layers: int | None, scale: float) -> "Shape":
         """Shrink a model; `layers` is None for all of its own."""
         sizes = SIZES[name]
-        width = max(UNIT, UNIT * round(sizes.width * scale / UNIT))
+        unit = math.lcm(UNIT, 2 * sizes.heads // sizes.kv_heads)
+        width = max(unit, unit * round(sizes.width * scale / unit))
         return cls(layers or sizes.layers, width, name)
 
     @property
@@ -108,8 +110,10 @@ class Shape:
 
     def _text(self) -> PreTrainedConfig:
         sizes = self.sizes
-        kv_heads = max(1, round(sizes.kv_heads * self.scale))
-        heads = kv_heads * sizes.heads // sizes.kv_heads
+        each, wanted = sizes.heads // sizes.kv_heads, sizes.kv_heads * self.scale
+        fits = [n for n in range(1, sizes.kv_heads + 1) if self.width % (2 * n * each) == 0]
+        kv_heads = min(fits, key=lambda n: abs(n - wanted))
+        heads = kv_heads * each
         window = {"sliding_window": None} if sizes.text == "mistral" else {}
         return CONFIG_MAPPING[sizes.text](
             vocab_size=max(256, self.width * sizes.vocabulary // sizes.width),
