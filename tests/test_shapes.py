@@ -124,7 +124,7 @@ def test_keys_stay_as_many_for_each_query_and_heads_as_wide():
         7,
         1,
     )
-    assert narrow.head_dim == 4
+    assert narrow.head_dim == 32
 
 
 def test_the_shape_says_how_it_was_scaled():
