@@ -21,6 +21,7 @@ from victorctl.variants import VICTOR, Variant, check, parse
 
 BATCHES = (16, 8, 4, 2, 1)  # prompts at once: the paper's, or the largest that fits
 SPARE = 1.3  # what a prompt takes on a CPU, over what its tensors need by count
+USABLE = 0.8  # of the memory that is free: others may want some, too
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,12 @@ class Subject:
         if asked or self.device.type == "cuda":
             return [asked] if asked else [*BATCHES]
         weights, each = self._needed()
-        free = free_memory(self.device)
+        free = int(USABLE * free_memory(self.device))
         fitting = [count for count in BATCHES if weights + count * each <= free]
         if not fitting:
             raise VictorError(
                 f"{self.said}: a prompt needs about {size(weights + each)} of memory with the "
-                f"model, and {size(free)} are free",
+                f"model, and {size(free)} can be used of what is free",
                 fix=self.smaller,
             )
         return fitting
