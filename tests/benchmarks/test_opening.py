@@ -61,15 +61,15 @@ def test_a_text_with_files_of_pictures_asks_what_the_hub_asks(name, form, tmp_pa
     asks_the_same(name, form, tmp_path)
 
 
-@pytest.mark.parametrize("form", {*storage.FORMS} - {*TEXTS})
+@pytest.mark.parametrize("form", sorted({*storage.FORMS} - {*TEXTS}))
 @pytest.mark.parametrize("name", WIDE)
 def test_stored_pictures_ask_what_the_hub_asks(name, form, tmp_path):
     asks_the_same(name, form, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", {*storage.FORMS} - {*TEXTS})
-@pytest.mark.parametrize("name", {*BENCHMARKS} - {*WIDE})
+@pytest.mark.parametrize("form", sorted({*storage.FORMS} - {*TEXTS}))
+@pytest.mark.parametrize("name", sorted({*BENCHMARKS} - {*WIDE}))
 def test_stored_pictures_of_all_others_do(name, form, tmp_path):
     asks_the_same(name, form, tmp_path)
 
