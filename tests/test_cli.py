@@ -45,9 +45,9 @@ def stages(monkeypatch):
     sys.modules["victorctl.push"].after = lambda _result: ["pull", "ada/victor", "--out", "FOLDER"]
     stand_in("pull", "pull", {"out": "o"})
     stand_in("show", "show", {"picture": "cat-victor.png", "answers": {"model": "a cat"}})
+    sys.modules["victorctl.show"].table = lambda _result: "the table"
     stand_in("diff", "diff", {"first": "a/report.json", "notes": []})
-    for name in ("show", "diff"):
-        sys.modules[f"victorctl.{name}"].table = lambda _result: "the table"
+    stand_in("beside", "table", "the table")
     stand_in("demo", "demo", {"folder": "d", "eval": {"accuracy": 0.5}})
     stand_in("bench_train", "train", {"seconds": {"naive": 1.5}})
     stand_in("bench", "bench", {"seconds": {"prefill": {"model": 1.5}}})

@@ -1,6 +1,7 @@
 """A model is loaded by its own code if that is ours, and its base is found or asked for."""
 
 import dataclasses
+import errno
 import json
 import shutil
 
@@ -13,6 +14,7 @@ from victorctl import checkpoint, lineage
 from victorctl.contestants import enter, find_base, load_shipped
 from victorctl.convert import convert
 from victorctl.errors import VictorError
+from victorctl.evaluate import evaluate
 from victorctl.methods import FLOOR
 from victorctl.modeling_victor import VictorLlava
 from victorctl.recipe import Run, load_recipe
@@ -217,21 +219,34 @@ def test_the_simple_ways_act_at_the_models_layer_on_the_bases_weights(changed, c
     assert {id(field.contestants[name].model) for name in FLOOR} == {id(field.base.model)}
 
 
+def test_the_simple_ways_need_the_bases_weights_in_a_victor_model(converted):
+    sentence = r"inside a Victor model, and source is not one\n  fix: victorctl convert source"
+    with pytest.raises(VictorError, match=sentence):
+        enter(converted, settings("eval.baselines=true"), based_on(converted.parent / "source"))
+
+
 @pytest.mark.parametrize(
     ("base", "sentence"),
     [
         ("none", r"--baselines --base none: baselines act on the base's weights\n  fix: leave one"),
-        (
-            "source",
-            r"inside a Victor model, and source is not one\n  fix: victorctl convert source",
-        ),
+        ("/not/there", r"/not/there: no such folder\n  fix: check the path, or give a Hub id"),
     ],
 )
-def test_the_simple_ways_need_the_bases_weights_in_a_victor_model(converted, base, sentence):
-    base = base if base == "none" else converted.parent / base
-
+def test_a_base_that_cannot_be_is_refused_before_anything_is_loaded(copied, base, sentence):
+    (copied / "victor.safetensors").write_bytes(b"damaged")  # would be found when it is loaded
+    asked = settings("eval.baselines=true", "eval.data=demo:test")
     with pytest.raises(VictorError, match=sentence):
-        enter(converted, settings("eval.baselines=true"), based_on(base))
+        evaluate(copied, recipe=asked, run=based_on(base))
+
+
+def test_where_shipped_code_is_copied_to_is_named_if_it_may_not_be_written(converted, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", "/home/of/modules")
+
+    monkeypatch.setattr(checkpoint, "load_with", refuse)
+    sentence = "/home/of/modules: Permission denied\n  fix: set HF_MODULES_CACHE to a folder, where"
+    with pytest.raises(VictorError, match=sentence):
+        load_shipped(converted, QUIET)
 
 
 @pytest.mark.parametrize("damage", ["victor.json", "config.json"])

@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from tests.reports import REPORT, line, write
-from victorctl.diff import diff, table
+from victorctl.beside import table
+from victorctl.diff import diff
 from victorctl.units import DASH, TIMES
 
 SAME = [line(n, model="cat") for n in range(4)]
@@ -116,6 +117,9 @@ def test_other_questions_are_said_to_be_others(compare):
     others = [{**line(n, model="cat"), "id": f"other-{n}"} for n in range(4)]
     found = compare(others, settings={"data": "other.jsonl"})
     assert (found["same_questions"], found["paired"]) == (False, [])
+    assert {each["difference"] for each in found["quality"]} == {None}  # says nothing
+    assert row(found, "cost", "prefill_flops", "model")["difference"] == 0
+    assert row(found, "speed", "speedup.prefill")["difference"] == 0
     assert found["notes"][0] == (
         "no question is in both: other questions were asked (data: q.jsonl and other.jsonl), and "
         "scores over them cannot be compared"

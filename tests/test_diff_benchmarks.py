@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from tests.reports import write
-from victorctl.diff import diff, table
+from victorctl.beside import table
+from victorctl.diff import diff
 from victorctl.units import DASH, TIMES
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from tests.tiny import VISUAL_TOKENS, tiny_data, tiny_llava
 from victorctl.convert import convert
+from victorctl.errors import VictorError
 from victorctl.evaluate import evaluate
 from victorctl.recipe import Run, load_recipe
 from victorctl.sections import TrainSection
@@ -58,3 +59,7 @@ def test_fewer_registers_are_measured_on_demand_with_a_warning(tmp_path, capsys)
     assert "--set eval.registers=1" in found["settings"]["command"]
     tokens = ((N + 1) * K + 1 * (LAYERS - K)) / LAYERS
     assert found["mean_visual_tokens"]["model"] == pytest.approx(tokens)
+
+    with pytest.raises(VictorError, match="99"):  # there are no more
+        evaluate(model, recipe=settings(data, "eval.registers=99"), run=QUIET)
+    assert "warning" not in capsys.readouterr().err

@@ -1,12 +1,13 @@
 """An evaluation that cannot be done is refused before anything is loaded or written."""
 
 import dataclasses
+import re
 import shutil
 
 import pytest
 import torch
 
-from tests.tiny import tiny_llava
+from tests.tiny import tiny_data, tiny_llava
 from victorctl.asking import Asking
 from victorctl.convert import convert
 from victorctl.errors import VictorError
@@ -49,6 +50,37 @@ def test_anything_else_that_stands_there_is_refused_before_anything_is_loaded(
     ):
         evaluate(place / "model", recipe=DEMO, run=run)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_picture_that_breaks_off_is_named_with_what_to_do(place, tmp_path):
+    data = tiny_data(tmp_path / "data")
+    (tmp_path / "data" / "2.png").write_bytes((tmp_path / "data" / "2.png").read_bytes()[:60])
+    recipe = load_recipe(None, settings=[f"eval.data={data}", "eval.repeats=0"])
+    sentence = (
+        r"2\.png: not a readable picture: .*\n  fix: replace it with a picture and add --resume"
+    )
+    with pytest.raises(VictorError, match=sentence):
+        evaluate(
+            place / "model", recipe=recipe, run=dataclasses.replace(QUIET, out=tmp_path / "out")
+        )
+
+
+def test_prompts_that_are_longer_than_the_model_was_made_for_are_warned_of(
+    place, tmp_path, monkeypatch, capsys
+):
+    data = tiny_data(tmp_path / "data")
+    asked = [f"eval.data={data}", "eval.repeats=0", "eval.max_new_tokens=5"]
+
+    def said(most):
+        monkeypatch.setitem(evaluate.__globals__, "positions_of", lambda _field: most)
+        run = dataclasses.replace(QUIET, out=tmp_path / "out")
+        evaluate(place / "model", recipe=load_recipe(None, settings=asked), run=run)
+        return capsys.readouterr().err
+
+    found = re.search(r"data: up to (\d+) tokens with the answer, .* made for 1 \(", said(1))
+    longest = int(found[1])
+    assert "warning" in said(longest - 1)
+    assert "warning" not in said(longest)
 
 
 def test_a_device_that_is_not_here_is_refused_before_anything_is_loaded(place, capsys):

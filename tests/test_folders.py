@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -140,9 +141,15 @@ def test_a_file_above_the_place_is_refused(tmp_path):
 def test_a_place_that_may_not_be_written_to_is_refused_before_anything_is_done(
     tmp_path, monkeypatch
 ):
-    locked = {tmp_path}  # a file system that is read-only: nothing else holds back root
-    monkeypatch.setattr(os, "access", lambda place, _how: place not in locked)
-    sentence = rf"out: {tmp_path} may not be written to\n  fix: choose another --out, where you may"
+    made = tempfile.TemporaryFile
+
+    def refuse(dir):  # as a read-only file system does: nothing else holds back root
+        if dir == tmp_path:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return made(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    sentence = rf"out: no file can be made in {tmp_path}: Read-only file system\n  fix: choose"
     with pytest.raises(VictorError, match=sentence):
         check_output(tmp_path / "not" / "yet" / "out", overwrite=False)
     check_output(tmp_path.parent / "out", overwrite=False)

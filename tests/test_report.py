@@ -47,6 +47,13 @@ def files(folder):
 # ---- The table -----------------------------------------------------------------------------------
 
 
+def test_scores_of_a_part_of_a_benchmark_are_said_to_be_that():
+    result = of_benchmarks()
+    result["settings"]["limit"] = 9000  # all of MME's 2,374 questions were asked
+    said = " ".join(terminal(result).split())
+    assert "Only the first 9,000 were asked of POPE: scores of a part are not comparable" in said
+
+
 def test_the_table_sets_cost_and_quality_of_model_and_base_side_by_side():
     shown, times, dash = rows(evaluation()), "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 

@@ -182,12 +182,19 @@ def test_places_where_something_would_be_lost_are_refused_before_anything_is_loa
             look(model, picture, out=out, overwrite=True)
 
 
+def test_an_empty_question_is_refused(model, picture):
+    with pytest.raises(VictorError, match="the question is empty\n  fix: ask something: -q"):
+        show(model, picture, " ", recipe=load_recipe(), run=RUN)
+
+
 def test_what_is_no_picture_or_no_victor_model_is_refused(model, picture, tmp_path):
     (tmp_path / "a.txt").write_text("no picture")
     with pytest.raises(VictorError, match=r"a\.txt: not a readable picture.*\n  fix: give a file"):
         look(model, tmp_path / "a.txt")
-    with pytest.raises(VictorError, match=r"none\.png: not a readable picture: .*No such file"):
+    with pytest.raises(VictorError, match=r"none\.png: no such file\n  fix: give a file"):
         look(model, tmp_path / "none.png")
+    with pytest.raises(VictorError, match=r": a folder\n  fix: give a file"):
+        look(model, tmp_path)
     with pytest.raises(VictorError, match="not a Victor model yet"):
         look(model.parent / "source", picture)
 

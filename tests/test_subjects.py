@@ -41,6 +41,16 @@ def test_a_folder_or_a_shape_is_needed(given, said):
         subject(given, recipe, Run(), PICTURE)
 
 
+@pytest.mark.parametrize(
+    ("scale", "said"), [(0.0001, "--width-scale 0.0001 is --width-scale 0.00781, as"), (0.06, "")]
+)
+def test_a_width_that_is_far_from_what_was_asked_for_is_said(capsys, scale, said):
+    of_shape(width_scale=scale)
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert ("warning" in shown) is bool(said)
+
+
 def test_a_folder_without_registers_is_refused(tmp_path):
     victor_folder(tmp_path, victor_llava())
     (tmp_path / "config.json").write_text('{"model_type": "llava"}')

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from victorctl.ahead import ahead
 from victorctl.answering import BASE, MODEL, Beginning, Contestant, Greedy, Shared
 from victorctl.base_answers import BaseAnswer, BaseAnswers
+from victorctl.data.formats import BadRow
+from victorctl.errors import VictorError
 from victorctl.notebook import Entry, Notebook
 from victorctl.processes import Processes
 from victorctl.questions import Question, Size, batches
@@ -83,10 +85,9 @@ class Asking:
         left = [batch for batch in cut if any(one.number not in before for one in batch)]
         mine = self.processes.share(left)
         ways = len(self.contestants)
-        open_, done = sum(map(len, mine)), len(asked) - sum(map(len, left))
-        with progress(
-            "answers", (done + open_) * ways, done=done * ways, quiet=self.quiet
-        ) as bar:  # of all that is done, and of this process's part
+        open_, alone = sum(map(len, mine)), self.processes.count == 1
+        done = len(asked) - open_ if alone else 0  # of several, each shows its own share
+        with progress("answers", (done + open_) * ways, done=done * ways, quiet=self.quiet) as bar:
             for shared in ahead(self._prepare, mine):
                 notebook.add(task, self._answer(shared, bar))
         self.processes.wait()
@@ -95,7 +96,11 @@ class Asking:
     def _prepare(self, batch: Sequence[Question]) -> Shared:
         """Open the pictures of a batch."""
         shared = Shared(batch, self.greedy.processor)
-        shared.prompts(pictures=True)
+        try:
+            shared.prompts(pictures=True)
+        except BadRow as error:
+            fix = "replace it with a picture and add --resume, or remove its row"
+            raise VictorError(error.problem, fix=fix) from error
         return shared
 
     def _answer(self, shared: Shared, bar: Counter) -> list[Entry]:

@@ -277,7 +277,8 @@ def load_with(
         VictorError: If it is no Victor model, has fewer registers, or is damaged.
     """
     victor = read_victor_config(folder)["victor"]
-    if registers is not None and not victor.get("elastic"):
+    fewer = registers is not None and registers < victor["registers"]
+    if fewer and not victor.get("elastic"):
         say(f"warning: {folder} was not trained for fewer registers (train.elastic)", quiet=False)
     check_plain(folder)
     weight_map(folder / modeling_victor.INDEX)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers.utils import HF_MODULES_CACHE
 
 from victorctl import checkpoint, lineage
 from victorctl.answering import BASE, MODEL, Contestant, Greedy
 from victorctl.errors import VictorError
 from victorctl.families import family_of, is_original
+from victorctl.folders import explained
 from victorctl.methods import FLOOR, method
 from victorctl.methods.base import Method
 from victorctl.recipe import Recipe, Run
@@ -114,7 +116,8 @@ def load_shipped(folder: Path, run: Run, registers: int | None = None) -> PreTra
         say(f"warning: {folder}: {own}", quiet=False)
         return checkpoint.load(folder, run, registers)
     auto = partial(AutoModelForImageTextToText.from_pretrained, trust_remote_code=True)
-    return checkpoint.load_with(auto, folder, run, registers)
+    with explained(Path(HF_MODULES_CACHE), instead="set HF_MODULES_CACHE to a folder"):
+        return checkpoint.load_with(auto, folder, run, registers)
 
 
 def find_base(
@@ -149,7 +152,22 @@ def find_base(
     return base
 
 
-def floor(base: Base | None, model: PreTrainedModel, seed: int) -> dict[str, Method]:
+def check_base(recipe: Recipe, run: Run) -> None:
+    """Check what can be known of the base before anything is loaded.
+
+    Raises:
+        VictorError: If the simple ways lack one, or there is none of its name.
+    """
+    if run.base == NO_BASE and recipe.eval.baselines:
+        raise VictorError(
+            "--baselines --base none: baselines act on the base's weights",
+            fix="leave one of the two out",
+        )
+    if run.base not in (None, NO_BASE):
+        open_source(run.base)
+
+
+def floor(base: Base, model: PreTrainedModel, seed: int) -> dict[str, Method]:
     """Set up the simple ways, each with as many tokens and at the same layer as the model.
 
     Args:
@@ -158,13 +176,8 @@ def floor(base: Base | None, model: PreTrainedModel, seed: int) -> dict[str, Met
         seed: Of random choices.
 
     Raises:
-        VictorError: If there is no base, or it is of the native class.
+        VictorError: If it is of the native class.
     """
-    if base is None:
-        raise VictorError(
-            "--baselines --base none: baselines act on the base's weights",
-            fix="leave one of the two out",
-        )
     if base.native:
         raise VictorError(
             f"--baselines: they act inside a Victor model, and {base.name} is not one",

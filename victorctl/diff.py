@@ -1,18 +1,12 @@
 """Two reports side by side: what differs, whether it can be compared, and whether it is noise."""
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
-from victorctl.outcome import amount, unit_of
 from victorctl.paired import Pairs
 from victorctl.reports import PREDICTIONS, Report, open_report
-from victorctl.units import DASH, flops, milliseconds, nats, number, percent, size, times
+from victorctl.units import percent, points
 
 MODEL, BASE = WHO = ("model", "base")
 ASKED = ("data", "data_sha256", "benchmarks", "limit")
@@ -27,29 +21,6 @@ WORDS = ("command", "base_answers_known")
 QUALITY = ("accuracy", "kept", "interval", "agreement", "first_token_kl", "by_type", "benchmarks")
 COST = ("mean_visual_tokens", "prefill_flops", "vision_flops", "cache_bytes")
 SPEED = ("time_to_first_token", "decode_tokens_per_second", "speedup", "batch_seconds")
-
-
-def precise(value: float | None) -> str:
-    """Write a number to four digits."""
-    return DASH if value is None else f"{value:.4g}"
-
-
-WRITERS: dict[str, tuple[str, Callable[[float | None], str]]] = {
-    "accuracy": ("right answers", percent),
-    "kept": ("kept", percent),
-    "agreement": ("agreement", percent),
-    "first_token_kl": ("KL of the first token, nats", nats),
-    "by_type": ("", percent),
-    "mean_visual_tokens": ("visual tokens per layer", number),
-    "prefill_flops": ("FLOPs, language model", flops),
-    "vision_flops": ("FLOPs, vision", flops),
-    "cache_bytes": ("key-value cache", size),
-    "time_to_first_token": ("time to first token", milliseconds),
-    "decode_tokens_per_second": ("decoded tokens / second", number),
-    "speedup": ("speed-up,", times),
-    "batch_seconds": ("a batch,", milliseconds),
-}
-"""What people call a key of a report, and how they read its numbers."""
 
 
 def diff(first: Path, second: Path) -> dict[str, Any]:
@@ -71,18 +42,20 @@ def diff(first: Path, second: Path) -> dict[str, Any]:
     if one.predictions is not None and other.predictions is not None:
         pairs = Pairs(one.predictions, other.predictions)
     quality, cost = _rows(*reports, QUALITY), _rows(*reports, COST)
+    same = pairs.same if pairs else not _differing(settings, ASKED)
+    alike = not _differing(settings, TIMED)
     found = {
         "first": str(one.file),
         "second": str(other.file),
         "same_weights": _same(*(each.content.get("weights_sha256") for each in reports)),
-        "same_questions": pairs.same if pairs else not _differing(settings, ASKED),
+        "same_questions": same,
         "same_machine": not _differing(settings, MACHINE),
-        "comparable_speeds": not _differing(settings, TIMED),
+        "comparable_speeds": alike,
         "settings": settings,
         "benchmarks": _benchmarks(other) | _benchmarks(one),
-        "quality": [row for row in quality if not _is_cost(row)],
+        "quality": _compared([row for row in quality if not _is_cost(row)], same),
         "cost": [*cost, *filter(_is_cost, quality)],
-        "speed": _rows(*reports, SPEED),
+        "speed": _compared(_rows(*reports, SPEED), alike),
         "paired": [row for who in WHO for row in pairs.differences(who)] if pairs else [],
     }
     return {**found, "notes": [*_about_questions(found, pairs), *_about_numbers(found, reports)]}
@@ -119,6 +92,14 @@ def _part(report: Report, key: str) -> Any:
         return found
     named = found.items() if isinstance(found, Mapping) else ()
     return {name: of for name, of in named if isinstance(of, Mapping)}
+
+
+def _compared(rows: Sequence[dict[str, Any]], comparable: bool) -> list[dict[str, Any]]:
+    """Take differences away that say nothing; a speed-up is over the base beside it."""
+    return [
+        row if comparable or row["measure"].startswith("speedup.") else {**row, "difference": None}
+        for row in rows
+    ]
 
 
 def _is_cost(row: Mapping[str, Any]) -> bool:
@@ -243,7 +224,7 @@ def _about_numbers(found: Mapping[str, Any], reports: Sequence[Report]) -> Itera
     if not found["paired"] and found["same_questions"]:
         yield from _by_intervals(found["quality"])
     named = _differing(found["settings"], TIMED)
-    timed = any(row["difference"] is not None for row in found["speed"])
+    timed = any(None not in (row["first"], row["second"]) for row in found["speed"])
     if timed and not named and all(each.settings.get("device") == "cpu" for each in reports):
         yield "both were timed on a CPU: whether on one and the same, reports do not say"
     if timed and named:
@@ -276,122 +257,3 @@ def _by_intervals(quality: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield "kept: the intervals overlap, so that the difference may be noise"
     else:
         yield "kept: the intervals do not overlap, so that the difference is more than noise"
-
-
-def points(difference: float) -> str:
-    """Write a difference of two shares."""
-    return f"{100 * difference:+.1f} points"
-
-
-def table(result: Mapping[str, Any]) -> RenderableType:
-    """Show two reports side by side; numbers of the base only where they differ."""
-    both = ("first", "second")
-    settings = [(row["setting"], *(_word(row[of]) for of in both)) for row in result["settings"]]
-    blocks: list[RenderableType] = [
-        Text(f"first:  {result['first']}\nsecond: {result['second']}"),
-        Text("\n".join(f"* {note}" for note in result["notes"]), "bold"),
-        _grid(("setting", *both), settings),
-    ]
-    for part in ("quality", "cost", "speed"):
-        known = result["benchmarks"]
-        lines = [_line(row, known) for row in result[part] if _is_shown(row, known)]
-        blocks.append(_grid((part, *both, "change"), lines))
-    head = ("answers", "questions", "changed", "right to wrong", "wrong to right", "difference")
-    blocks.append(_grid(head, [_paired(row) for row in result["paired"]]))
-    shown = [block for block in blocks if not isinstance(block, Table) or block.row_count]
-    return Group(*(part for block in shown for part in (block, "")))
-
-
-def _word(value: Any) -> str:
-    """Write a setting; of a hash its beginning."""
-    text = DASH if value is None else str(value)
-    return text[:12] if re.fullmatch(r"[0-9a-f]{64}", text) else text
-
-
-def _is_shown(row: Mapping[str, Any], benchmarks: Mapping[str, Any]) -> bool:
-    """Tell whether a row says something that no other says."""
-    if row["of"] == BASE and not row["difference"]:
-        return False
-    parts = row["measure"].split(".", 3)
-    return parts[2:3] != ["metrics"] or parts[3] != benchmarks[parts[1]]["metric"]  # the score
-
-
-def _line(row: Mapping[str, Any], benchmarks: Mapping[str, Any]) -> tuple[str, ...]:
-    key, _, rest = row["measure"].partition(".")
-    if key == "benchmarks":
-        name, _, measure = rest.partition(".")
-        shown = _of_benchmark(benchmarks[name], measure)
-    else:
-        title, write = WRITERS[key]
-        title = "score" if key == "accuracy" and benchmarks else title
-        shown = Shown(" ".join(filter(None, (title, *rest.rsplit(".", 1)))), write)
-    cells = [_cell(row, which, shown.write) for which in ("first", "second")]
-    changed = DASH if row["difference"] is None else shown.change(row["first"], row["second"])
-    return shown.name + (", base" if row["of"] == BASE else ""), *cells, changed
-
-
-class Shown(NamedTuple):
-    """How a number is shown.
-
-    Args:
-        name: What it is called.
-        write: Writes it.
-        plainly: A change of it is the difference, and not how many times as much.
-    """
-
-    name: str
-    write: Callable[[float | None], str]
-    plainly: bool = False
-
-    def change(self, first: float, second: float) -> str:
-        """Write a change; of shares, in points."""
-        if self.write is percent:
-            return points(second - first)
-        if self.plainly:
-            return f"{second - first:+,.4g}"
-        return times(second / first) if first else DASH
-
-
-def _of_benchmark(of: Mapping[str, Any], measure: str) -> Shown:
-    """Say how a number of a benchmark is shown."""
-    part, _, rest = measure.partition(".")
-    if part == "score":
-        return Shown(_listed(of["title"], unit_of(of)), amount(of), plainly=True)
-    if part == "metrics":  # where the score is points, others may be shares
-        write = percent if of["highest"] == 1 else precise
-        return Shown(_listed(of["title"], rest.replace("_", " ")), write, plainly=True)
-    if part == "by_type":
-        type_ = rest.removesuffix(".kept")
-        return Shown(_listed(of["title"], type_, "kept" if type_ != rest else ""), percent)
-    title, write = WRITERS.get(part, (part, precise))
-    return Shown(_listed(of["title"], title), write)
-
-
-def _listed(*words: str) -> str:
-    return ", ".join(filter(None, words))
-
-
-def _cell(row: Mapping[str, Any], which: str, write: Callable[[float | None], str]) -> str:
-    interval = (row["intervals"] or {}).get(which)
-    if not interval:
-        return write(row[which])
-    low, high = (f"{100 * edge:.1f}" for edge in interval)
-    return f"{write(row[which])} ({low}{DASH}{high})"
-
-
-def _paired(row: Mapping[str, Any]) -> tuple[str, ...]:
-    counts = (row["questions"], row["changed"], row["right_to_wrong"], row["wrong_to_right"])
-    return (
-        f"{row['of']}, {row['task']}",
-        *(f"{count:,}" for count in counts),
-        points(row["difference"]),
-    )
-
-
-def _grid(head: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
-    grid = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for title in head:
-        grid.add_column(title, justify="left" if title in (head[0], "setting") else "right")
-    for line in lines:
-        grid.add_row(*line)
-    return grid

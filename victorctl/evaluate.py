@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from victorctl import checkpoint, cost, lineage, report
-from victorctl.asking import Asking
+from victorctl.asking import Answers, Asking
 from victorctl.base_answers import BaseAnswers
-from victorctl.contestants import enter
+from victorctl.contestants import check_base, enter
 from victorctl.errors import VictorError
-from victorctl.evaluation import Evaluation, command, dtype_of, identity, settings
+from victorctl.evaluation import Evaluation, command, dtype_of, identity, positions_of, settings
 from victorctl.findings import Finding, differences, predictions, quality
 from victorctl.folders import check_output, writing
 from victorctl.measures import Marked
@@ -85,6 +85,7 @@ def _output(model: Path, recipe: Recipe, run: Run) -> Path:
     """Check what can be checked before anything is loaded; an earlier report may be replaced."""
     check_asked(recipe.eval)
     checkpoint.read_victor_config(model)
+    check_base(recipe, run)
     out = run.out or model / "eval"
     earlier = (out / "report.json").is_file() and not (out / "config.json").exists()
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not earlier):
@@ -156,7 +157,18 @@ def _ask(whole: Evaluation, notebook: Notebook) -> list[Finding]:
         with _fitting(asked.batch_size):
             answers = asking.ask_on(task.name, task.questions, notebook)
         found.append(Finding(task, answers, whole.recipe.seed))
+        if answers is not None:
+            _warn_of_length(whole, task, answers)
     return found
+
+
+def _warn_of_length(whole: Evaluation, task: Task, answers: Answers) -> None:
+    """Say if prompts were longer than the model was made for."""
+    most = positions_of(whole.field)
+    long = max(size.visual + size.text for size in answers.sizes) + task.longest
+    if most is not None and long > most:
+        what = f"{task.title}: up to {long:,} tokens with the answer, and the model is made for"
+        say(f"warning: {what} {most:,} (max_position_embeddings)", quiet=False)
 
 
 def _known(whole: Evaluation, longest: int) -> BaseAnswers | None:
@@ -195,6 +207,7 @@ def _measure(whole: Evaluation, findings: Sequence[Finding]) -> dict[str, Any]:
             found["benchmarks"][finding.task.name]["mean_visual_tokens"] = tokens
     return {
         **found,
+        "limit": recipe.eval.limit,
         **mean_costs(field, findings),
         "omissions": list(cost.shape_of(field.model.config).omissions),
         **speed,

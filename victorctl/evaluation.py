@@ -52,6 +52,11 @@ def dtype_of(field: Field) -> str:
     return str(field.model.dtype).removeprefix("torch.")
 
 
+def positions_of(field: Field) -> int | None:
+    """Tell how many tokens the language model was made for, where its configuration says so."""
+    return getattr(field.model.config.get_text_config(), "max_position_embeddings", None)
+
+
 def attention_of(field: Field) -> str:
     """Name the attention that the language model computes with."""
     return field.model.config.get_text_config()._attn_implementation

@@ -1,9 +1,9 @@
 """Write a folder whole or not at all."""
 
 import errno
-import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -157,9 +157,11 @@ def check_writable(out: Path) -> None:
     if not above.is_dir():
         problem = f"{above}: a file, so no folder can be made in it"
         raise VictorError(problem, fix="choose another --out")
-    if not os.access(above, os.W_OK | os.X_OK):
-        problem = f"{out}: {above} may not be written to"
-        raise VictorError(problem, fix="choose another --out, where you may write")
+    try:
+        tempfile.TemporaryFile(dir=above).close()
+    except OSError as error:  # what permissions say is not all: file systems refuse, too
+        problem = f"{out}: no file can be made in {above}: {error.strerror}"
+        raise VictorError(problem, fix="choose another --out, where you may write") from error
 
 
 def _is_ours(out: Path) -> bool:

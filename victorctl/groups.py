@@ -174,7 +174,7 @@ def bench(
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Measure a model's speed, memory and FLOPs beside the unconverted model.
+    """Measure speed, memory and FLOPs beside the unconverted model; of training: bench train.
 
     Example: victorctl bench --shape llava-1.5-7b --layers 8 --width-scale 0.25
     """

@@ -92,8 +92,8 @@ def diff(
 
     Example: victorctl diff victor-7b-trained victor-7b-longer
     """
+    from victorctl.beside import table
     from victorctl.diff import diff as compare
-    from victorctl.diff import table
 
     show("diff", compare(first, second), as_json=json, table=table)
 

@@ -192,6 +192,16 @@ def likeness(result: Mapping[str, Any]) -> str:
     return f"{same}; their first tokens' distributions are {nats(divergence)} nats apart (KL)."
 
 
+def part(result: Mapping[str, Any]) -> str:
+    """Say of which benchmarks only a part was asked; nothing where all of them were whole."""
+    named, limit = benchmarks(result), result["settings"].get("limit")
+    cut = [of["title"] for of in named.values() if limit and of["questions"] >= limit]
+    if not cut:
+        return ""
+    first = f"Only the first {limit:,} were asked of {', '.join(cut)}"
+    return f"{first}: scores of a part are not comparable with published ones."
+
+
 def gaps(result: Mapping[str, Any]) -> Iterator[str]:
     """Say what was not measured, or not counted."""
     yield from result["omissions"]

@@ -147,16 +147,12 @@ def _asset(name: str) -> str:
 def _asked(result: Mapping[str, Any]) -> str:
     """Say what was asked, and whether that is all there is."""
     named, settings = outcome.benchmarks(result), result["settings"]
-    asked, limit = outcome.count(result["questions"], "question"), settings.get("limit")
-    cut = [of["title"] for of in named.values() if limit and of["questions"] >= limit]
+    asked = outcome.count(result["questions"], "question")
     if not named:
-        first = " (the first, by eval.limit)" * (result["questions"] == limit)
+        first = " (the first, by eval.limit)" * (result["questions"] == settings.get("limit"))
         return f"{asked} from {settings['data']}{first}."
     said = f"{asked} from {', '.join(of['title'] for of in named.values())}."
-    if not cut:
-        return said
-    part = f"Only the first {limit:,} were asked of {', '.join(cut)}"
-    return f"{said} {part}: scores of a part are not comparable with published ones."
+    return f"{said} {outcome.part(result)}".strip()
 
 
 def _details(result: Mapping[str, Any]) -> Iterator[Detail]:

@@ -77,8 +77,8 @@ def _qualities(result: Mapping[str, Any]) -> list[RenderableType]:
     blocks = _explained(found.only("questions", "base", "model", "kept"))
     if result["agreement"] is not None and outcome.benchmarks(result):
         blocks.append(_grid(found.only("same answers", "KL, nats")))
-    said = outcome.likeness(result)
-    return [*blocks, *([Text(said)] if said else [])]
+    said = (outcome.part(result), outcome.likeness(result))
+    return [*blocks, *map(Text, filter(None, said))]
 
 
 def _explained(found: Grid, first: int = FIRST) -> list[RenderableType]:

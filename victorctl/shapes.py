@@ -1,7 +1,7 @@
 """Models of random weights with the sizes of real ones, in any width: what speed is measured on."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -66,15 +66,19 @@ class Shape:
     @classmethod
     def scaled(cls, name: str, layers: int | None, scale: float) -> "Shape":
         """Shrink a model; `layers` is None for all of its own."""
-        sizes = SIZES[name]
-        unit = math.lcm(UNIT, 2 * sizes.heads // sizes.kv_heads)
-        width = max(unit, unit * round(sizes.width * scale / unit))
-        return cls(layers or sizes.layers, width, name)
+        whole = cls(layers or SIZES[name].layers, SIZES[name].width, name)
+        width = max(1, round(whole.width * scale / whole.unit)) * whole.unit
+        return replace(whole, width=width)
 
     @property
     def sizes(self) -> Sizes:
         """Sizes of the published model."""
         return SIZES[self.name]
+
+    @property
+    def unit(self) -> int:
+        """What every width is a multiple of, so that heads of even width fit in."""
+        return math.lcm(UNIT, 2 * self.sizes.heads // self.sizes.kv_heads)
 
     @property
     def scale(self) -> float:

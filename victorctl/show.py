@@ -65,10 +65,12 @@ def show(model: Path, picture: Path, question: str, *, recipe: Recipe, run: Run)
     """
     out = run.out or Path(f"{picture.stem}-victor.png")
     read_victor_config(model)
+    if not question.strip():
+        raise VictorError("the question is empty", fix='ask something: -q "What is this?"')
+    seen = _open(picture)
     _check_output(out, model, picture, overwrite=run.overwrite)
     set_threads(run.threads)
     resolve(run)
-    seen = _open(picture)
     row = Row(picture.name, (seen,), (Conversation(formats.question(question, "", images=1)),))
     say(f"loading {model}", quiet=run.quiet)
     field = enter(model, recipe, run)
@@ -143,6 +145,9 @@ def _write(data: bytes, out: Path) -> None:
 
 
 def _open(picture: Path) -> Image.Image:
+    if not picture.is_file():
+        what = "a folder" if picture.is_dir() else "no such file"
+        raise VictorError(f"{picture}: {what}", fix="give a file that is a picture")
     try:
         return open_picture(picture)
     except formats.BadRow as error:  # whose fix is for data

@@ -13,7 +13,7 @@ from victorctl.errors import VictorError
 from victorctl.families import Family, family_of
 from victorctl.features import count_visual_tokens, outline
 from victorctl.recipe import Recipe, Run
-from victorctl.runtime import attention, free_memory, resolve
+from victorctl.runtime import attention, free_memory, resolve, say
 from victorctl.shapes import Shape
 from victorctl.timing import LONG
 from victorctl.units import size
@@ -167,6 +167,9 @@ def _of_folder(folder: Path, recipe: Recipe, run: Run, picture: tuple[int, int])
 def _of_shape(_folder: None, recipe: Recipe, run: Run, picture: tuple[int, int]) -> Subject:
     bench, victor = recipe.bench, recipe.victor
     shape = Shape.scaled(bench.shape, bench.layers, bench.width_scale)
+    if not 0.8 < shape.scale / bench.width_scale < 1.25:
+        least = f"--width-scale {shape.scale:.3g}, as widths are multiples of {shape.unit}"
+        say(f"warning: --width-scale {bench.width_scale:g} is {least}", quiet=False)
     k = bench.drop_layer or victor.drop_layer or shape.proportional_drop_layer()
     variants = _asked(Variant(VICTOR, bench.registers or victor.registers, k), recipe)
     most = max(each.registers for each in variants.values() if each.method == VICTOR)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from victorctl.benchmarks import BENCHMARKS, PAPER, benchmark
+from victorctl.benchmarks import SETS, benchmark
 from victorctl.benchmarks.base import Asked, Benchmark, Scorer, text
 from victorctl.benchmarks.opening import check_copies, open_benchmark
 from victorctl.data.conversations import Conversation, Row, open_data
@@ -69,6 +69,8 @@ def check_asked(settings: EvalSection) -> None:
     Raises:
         VictorError: If it is one of these.
     """
+    if settings.benchmarks == ():
+        raise VictorError("--benchmarks names none", fix="name some: --benchmarks pope,gqa")
     if settings.data is None and not settings.benchmarks:
         fix = "add --data demo:test, --data FILE, or --benchmarks pope,gqa"
         raise VictorError("eval needs questions", fix=fix)
@@ -86,8 +88,7 @@ def check_asked(settings: EvalSection) -> None:
 
 def chosen(names: Sequence[str]) -> list[str]:
     """Put the benchmarks in the place of a name for several, each once."""
-    sets = {"paper": PAPER, "all": tuple(BENCHMARKS)}
-    return list(dict.fromkeys(one for name in names for one in sets.get(name, (name,))))
+    return list(dict.fromkeys(one for name in names for one in SETS.get(name, (name,))))
 
 
 def _own(settings: EvalSection, *, quiet: bool) -> Task:

@@ -60,3 +60,8 @@ def _three_digits(value: float) -> str:
     """Show three digits, or every digit of a larger whole number."""
     digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
     return f"{value:,.{digits}f}"
+
+
+def points(difference: float) -> str:
+    """Write a difference of two shares."""
+    return f"{100 * difference:+.1f} points"

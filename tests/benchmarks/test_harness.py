@@ -194,18 +194,20 @@ def test_questions_about_one_stored_picture_share_it(tmp_path):
 @pytest.mark.parametrize(
     ("names", "more", "said"),
     [
-        ((), {}, "eval needs questions\n  fix: add --data demo:test, --data FILE, or"),
+        (None, {}, "eval needs questions\n  fix: add --data demo:test, --data FILE, or"),
         (
             "gqa",
             {"data": "demo:test"},
             "--data demo:test --benchmarks gqa: one at a time\n  fix: leave",
         ),
+        (",", {}, "--benchmarks names none\n  fix: name some: --benchmarks pope,gqa"),
         (
-            (),
+            None,
             {"data": "demo:test", "data_dir": "x"},
             "--data-dir x: is for benchmarks\n  fix: add --benchmarks pope,gqa, or leave it out",
         ),
-        ("gqa, pop", {}, "no benchmark called 'pop'\n  fix: use one of: "),
+        ("gqa, pop", {}, "no benchmark called 'pop'\n  fix: did you mean pope? use one of: ai2d"),
+        ("Paper", {}, "no benchmark called 'Paper'\n  fix: did you mean paper? use one of: ai2d"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_loaded(model, tmp_path, names, more, said):

@@ -372,6 +372,7 @@ def test_a_broken_file_is_named_with_its_line(tmp_path, name, data, found):
 def test_data_that_does_not_exist_is_named_with_what_does(tmp_path, monkeypatch, spec):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.txt").write_text("[]")
+    (tmp_path / "demo").mkdir()  # which demo:train is no part of
 
     with pytest.raises(VictorError) as error:
         open_data(spec)

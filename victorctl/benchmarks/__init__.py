@@ -1,5 +1,6 @@
 """The table of benchmarks: questions that the field asks, and how it marks the answers."""
 
+import difflib
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,9 @@ PAPER = (
 )
 """Those of the twelve that the paper averages (Wen et al. 2024) whose answers need no judge."""
 
+SETS: dict[str, tuple[str, ...]] = {"paper": PAPER, "all": tuple(BENCHMARKS)}
+"""Names for several."""
+
 
 def benchmark(name: str) -> "Benchmark":
     """Import a benchmark.
@@ -49,7 +53,10 @@ def benchmark(name: str) -> "Benchmark":
         VictorError: If none is called so.
     """
     if name not in BENCHMARKS:
-        fix = f"use one of: {', '.join(sorted(BENCHMARKS))}"
+        known = [*sorted(BENCHMARKS), *SETS]
+        near = difflib.get_close_matches(name.lower(), known, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        fix = f"{meant}use one of: {', '.join(known)}"
         raise VictorError(f"no benchmark called {name!r}", fix=fix)
     module, _, cls = BENCHMARKS[name].partition(":")
     return getattr(import_module(f"victorctl.benchmarks.{module}"), cls)()

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from victorctl.data import chats
 from victorctl.data.conversations import Row
+from victorctl.data.formats import BadRow
 from victorctl.data.pictures import process
 from victorctl.errors import VictorError
 
@@ -179,6 +180,8 @@ def _naming(row: Row) -> Iterator[None]:
     """Let errors say which row they are about."""
     try:
         yield
+    except BadRow as error:
+        raise error.at(f"row {row.id}") from error
     except VictorError as error:
         raise VictorError(f"row {row.id}: {error.problem}", fix=error.fix) from error
 

@@ -53,6 +53,8 @@ def open_data(
     """
     if spec in DEMO:
         return _demo(spec, rows)
+    if spec.startswith("demo:") and not Path(spec).exists():
+        raise VictorError(f"{spec}: no such data", fix=f"use one of: {records.TAKEN}")
     opened = open_records(spec, rows, split)
     scan = scan_records(opened, quiet=quiet)
     if scan.problems and not skip_bad:
