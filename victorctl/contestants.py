@@ -1,6 +1,6 @@
 """Who is measured beside whom: a model, its base, and simple ways of using the base's weights."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +15,9 @@ from victorctl.answering import BASE, MODEL, Contestant, Greedy
 from victorctl.errors import VictorError
 from victorctl.families import family_of, is_original
 from victorctl.folders import explained
-from victorctl.methods import FLOOR, method
+from victorctl.methods import FLOOR, made
 from victorctl.methods.base import Method
+from victorctl.methods.engine import acting
 from victorctl.recipe import Recipe, Run
 from victorctl.runtime import attention, resolve, say
 from victorctl.sources import DEMO, LINEAGE, Source, fetch_weights, open_source
@@ -86,16 +87,10 @@ def enter(folder: Path, recipe: Recipe, run: Run, hashes: Mapping[str, str] | No
     contestants = {} if base is None else {BASE: base.contestant()}
     contestants[MODEL] = Contestant(model, lambda _rows: nullcontext())
     for name, way in ways.items():
-        contestants[name] = Contestant(base.model, _acting(base.model, way), way.pictures)
+        contestants[name] = Contestant(base.model, acting(way, base.model), way.pictures)
     return Field(
         model, base, ways, contestants, Greedy.of(model, checkpoint.load_processor(folder))
     )
-
-
-def _acting(
-    model: PreTrainedModel, way: Method
-) -> Callable[[Sequence[int]], AbstractContextManager[None]]:
-    return lambda rows: way.acting(model, rows)
 
 
 def load_shipped(folder: Path, run: Run, registers: int | None = None) -> PreTrainedModel:
@@ -184,8 +179,8 @@ def floor(base: Base, model: PreTrainedModel, seed: int) -> dict[str, Method]:
             fix=f"victorctl convert {base.name} --out FOLDER, and --base FOLDER",
         )
     victor = model.config.victor
-    base.model.victor.drop_layer = victor["drop_layer"]
-    return {name: method(name)(count=victor["registers"], seed=seed) for name in FLOOR}
+    count, layer = victor["registers"], victor["drop_layer"]
+    return {name: made(name, count=count, layer=layer, seed=seed) for name in FLOOR}
 
 
 def _load_native(folder: Path, run: Run) -> PreTrainedModel:

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 from pydantic import Field, ValidationError
 
 from victorctl.errors import VictorError
+from victorctl.section import Section
 from victorctl.sections import (
     BenchSection,
     ConvertSection,
     DataSection,
     EvalSection,
     PushSection,
-    Section,
     TrainSection,
     VictorSection,
 )

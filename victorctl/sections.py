@@ -2,14 +2,9 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, PositiveFloat, field_validator, model_validator
+
+from victorctl.section import Section
 
 PROJECTOR = "+projector"  # what a rung's name ends in that trains the projector, too
 INTACT = ("registers", "deep", "register-lora")
@@ -34,19 +29,6 @@ Shape = Literal[
     "llava-v1.6-mistral-7b",
     "llava-onevision-qwen2-7b",
 ]
-
-
-class Section(BaseModel):
-    """Settings that stand together: frozen, and closed to unknown keys."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_means_defaults(cls, value: Any) -> Any:
-        return {} if value is None else value
 
 
 class VictorSection(Section):

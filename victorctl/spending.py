@@ -9,6 +9,7 @@ from victorctl.answering import BASE, MODEL
 from victorctl.contestants import Field
 from victorctl.findings import Finding, mean_interval, mean_pairs, mean_score
 from victorctl.measures import Load, Pair, pair
+from victorctl.methods.base import Method, Spec
 from victorctl.questions import Prompts, Question, Size, prepare
 from victorctl.timing import PREFILL, SPEEDS, decode_rate, prefills, speed
 
@@ -108,8 +109,13 @@ def _tokens(field: Field, name: str, sizes: Sequence[Size]) -> float:
     """Count the visual tokens in a layer that one of the simple ways spends on average."""
     way, shape = field.ways[name], cost.shape_of(field.model.config)
     loads = [
-        Load(visual, way.survivors(visual, images), text) if way.pictures else Load(0, 0, text)
+        Load(visual, _late(way, visual, images), text) if way.pictures else Load(0, 0, text)
         for visual, text, images in sizes
     ]
     spent = measures.spend(shape, field.model.config.victor["drop_layer"], loads)
     return spent["mean_visual_tokens"]
+
+
+def _late(way: Method, visual: int, images: int) -> int:
+    """Count the visual tokens of a prompt that go on, of so many in all its pictures."""
+    return images * way.plan(Spec(visual // images, way.layer + 1))[-1] if images else 0

@@ -12,7 +12,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from victorctl import cost, measures
 from victorctl.answering import Contestant
 from victorctl.errors import VictorError
-from victorctl.methods import method
+from victorctl.methods import made, method
+from victorctl.methods.base import Method, Spec
+from victorctl.methods.engine import Engine
 
 VICTOR = "victor"
 NONE_KEPT = ("no-image", "no-registers")  # methods that keep no visual token, whatever the number
@@ -48,10 +50,12 @@ class Variant:
         k, count = self.drop_layer, self.registers
         if self.method == VICTOR:
             return cost.tokens_per_layer(layers, k, visual=visual, registers=count, text=text)
-        if not self.pictures:
-            return (text,) * layers
-        stay = method(self.method)(count=count, seed=0).survivors(visual, 1)
-        return (visual + text,) * k + (stay + text,) * (layers - k)
+        plan = self.way(0).plan(Spec(visual, layers))
+        return tuple(entering + text for entering in plan)
+
+    def way(self, seed: int) -> Method:
+        """Set the method up."""
+        return made(self.method, count=self.registers, layer=self.drop_layer, seed=seed)
 
     def flops(self, config: PreTrainedConfig, *, visual: int, text: int) -> float:
         """Count the FLOPs of a prompt in the language model, as `cost.prefill_flops` does."""
@@ -80,8 +84,7 @@ class Variant:
                 victor.use(self.registers)
                 yield
             else:
-                way = method(self.method)(count=self.registers, seed=seed)
-                with way.acting(model, rows):
+                with Engine(self.way(seed), model).acting(rows):
                     yield
         finally:
             victor.use(before[0])
@@ -127,10 +130,11 @@ def check(variant: Variant, *, layers: int, registers: int, visual: int | None) 
         VictorError: If there are fewer of anything.
     """
     name, most = variant.name, layers - 1
-    if not 1 <= variant.drop_layer <= most:
+    least = int(variant.method == VICTOR)  # other methods may act before the first layer
+    if not least <= variant.drop_layer <= most:
         raise VictorError(
             f"{name}: visual tokens cannot leave at layer {variant.drop_layer} of {layers}",
-            fix=f"choose 1 to {most}",
+            fix=f"choose {least} to {most}",
         )
     if variant.method == VICTOR and not 1 <= variant.registers <= registers:
         raise VictorError(

@@ -1,15 +1,16 @@
 """The floor: what accuracy is left when visual tokens are reduced without thought."""
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from victorctl.methods.base import Method, find_visual
-from victorctl.modeling_victor import VISUAL, Tokens, keep
+from victorctl.methods.base import Kept, Method, Positions, Prompt, Spec, Stage, grid_of
 
 
 class NoRegisters(Method):
@@ -18,15 +19,25 @@ class NoRegisters(Method):
     Source: this project's; what registers add shows against it.
     """
 
-    def survivors(self, visual: int, images: int) -> int:
-        """None go on."""
-        return 0
+    stage: ClassVar[Stage] = "layers"
+    source: ClassVar[str] = "this project's: what registers add shows against it"
+    knob: ClassVar[str | None] = None
+    may_empty: ClassVar[bool] = True
 
-    def reduce(
-        self, hidden: Tensor, tokens: Tokens, *, rows: Sequence[int]
-    ) -> tuple[Tensor, Tokens]:
-        """Keep the text."""
-        return keep(hidden, tokens, tokens.kind != VISUAL)
+    layer: int = Field(0, ge=0)
+    """Layers that still see the visual tokens."""
+
+    def before(self, layers: int) -> tuple[int, ...]:
+        """See `Method.before`."""
+        return (self.layer,)
+
+    def reduce(self, prompt: Prompt) -> Kept:
+        """See `Method.reduce`."""
+        return Kept(prompt.visual[:0])
+
+    def plan(self, spec: Spec) -> tuple[int, ...]:
+        """See `Method.plan`."""
+        return (spec.visual,) * self.layer + (0,) * (spec.layers - self.layer)
 
 
 class NoImage(NoRegisters):
@@ -35,52 +46,97 @@ class NoImage(NoRegisters):
     Source: Goyal et al. 2017, arXiv 1612.00837 (language priors answer many visual questions).
     """
 
+    source: ClassVar[str] = "Goyal et al. 2017, arXiv 1612.00837"
     pictures: ClassVar[bool] = False
 
+    def plan(self, spec: Spec) -> tuple[int, ...]:
+        """See `Method.plan`."""
+        return (0,) * spec.layers
 
-class RandomTokens(Method):
-    """Keep visual tokens drawn at random, evenly over each image.
 
-    The draw depends on the seed, the row's own number and the image's place in its row; so it is
-    the same in any batch.
+class OfEachPicture(Method):
+    """Reduce every picture of a prompt to so many tokens, before one layer."""
+
+    stage: ClassVar[Stage] = "layers"
+
+    layer: int = Field(0, ge=0)
+    """Layers that still see every visual token; 0: the language model never does."""
+
+    count: int = Field(64, ge=1)
+    """Visual tokens of each picture that go on."""
+
+    def before(self, layers: int) -> tuple[int, ...]:
+        """See `Method.before`."""
+        return (self.layer,)
+
+    def plan(self, spec: Spec) -> tuple[int, ...]:
+        """See `Method.plan`."""
+        stay = min(self.count, spec.visual)
+        return (spec.visual,) * self.layer + (stay,) * (spec.layers - self.layer)
+
+    def reduce(self, prompt: Prompt) -> Kept:
+        """See `Method.reduce`."""
+        chosen = [places[self.choose(len(places), prompt).to(places)] for places in _each(prompt)]
+        return Kept(torch.cat(chosen))
+
+    def choose(self, length: int, prompt: Prompt) -> Tensor:
+        """Choose among the tokens of one picture, by their numbers [count].
+
+        Args:
+            length: How many it has.
+            prompt: It is in.
+        """
+        raise NotImplementedError
+
+
+class RandomTokens(OfEachPicture):
+    """Keep visual tokens drawn at random, evenly over each picture.
 
     Source: this project's; the control that any way of choosing tokens has to beat.
     """
 
-    def reduce(
-        self, hidden: Tensor, tokens: Tokens, *, rows: Sequence[int]
-    ) -> tuple[Tensor, Tokens]:
-        """Rank each image's tokens by scrambled numbers and keep the first."""
-        places = find_visual(tokens)
-        key = torch.tensor(rows, device=hidden.device)[places.row]
-        lot = scramble(torch.full_like(key, self.seed))
-        for part in (key, places.slot, places.index):
-            lot = scramble(lot ^ part)
-        by_lot = lot.argsort()
-        order = by_lot[places.image[by_lot].argsort(stable=True)]  # image by image, each by lot
-        rank = torch.empty_like(order).index_copy(0, order, places.index)
-        return keep(hidden, tokens, chosen(tokens, places.flat, rank < self.count))
+    source: ClassVar[str] = "this project's: the control of any choice"
+
+    def choose(self, length: int, prompt: Prompt) -> Tensor:
+        """See `OfEachPicture.choose`."""
+        lot = torch.randperm(length, generator=prompt.generator)
+        return lot[: self.count].sort().values
 
 
-class LastTokens(Method):
-    """Keep the last visual tokens of each image: for most models its lower edge.
+class LastTokens(OfEachPicture):
+    """Keep the last visual tokens of each picture: for most models its lower edge.
 
     Source: this project's; registers laid over the last visual tokens have the same positions.
     """
 
-    def reduce(
-        self, hidden: Tensor, tokens: Tokens, *, rows: Sequence[int]
-    ) -> tuple[Tensor, Tokens]:
-        """Count from the end of each image."""
-        places = find_visual(tokens)
-        stays = places.length - places.index <= self.count
-        return keep(hidden, tokens, chosen(tokens, places.flat, stays))
+    source: ClassVar[str] = "Wen et al. 2024, arXiv 2410.14072, an ablation"
+
+    def choose(self, length: int, prompt: Prompt) -> Tensor:
+        """See `OfEachPicture.choose`."""
+        return torch.arange(max(0, length - self.count), length)
 
 
-class PooledTokens(Method):
+class GridTokens(OfEachPicture):
+    """Keep the visual tokens in the middle of the cells of a grid.
+
+    Source: this project's; the tokens of a picture are cut into cells as in `PooledTokens`.
+    """
+
+    source: ClassVar[str] = "this project's: uniform sampling"
+
+    def choose(self, length: int, prompt: Prompt) -> Tensor:
+        """See `OfEachPicture.choose`."""
+        columns = grid_of(length)[1]
+        places: dict[int, list[int]] = {}
+        for place, cell in enumerate(cells(length, self.count)):
+            places.setdefault(cell, []).append(place)
+        return torch.tensor(sorted(_middle(own, columns) for own in places.values()))
+
+
+class PooledTokens(OfEachPicture):
     """Average the visual tokens' states over the cells of a grid, one cell for each that goes on.
 
-    An image's tokens are read as the most nearly square grid that they fill, and it is cut into
+    A picture's tokens are read as the most nearly square grid that they fill, and it is cut into
     the most nearly square grid of cells (`cells`). A mean takes the place and the position of its
     cell's last token.
 
@@ -88,53 +144,58 @@ class PooledTokens(Method):
     inside the language model, to act where Victor acts, is this project's.
     """
 
-    def reduce(
-        self, hidden: Tensor, tokens: Tokens, *, rows: Sequence[int]
-    ) -> tuple[Tensor, Tokens]:
-        """Put each cell's mean into the place of its last token, and keep those."""
-        places = find_visual(tokens)
-        flat = hidden.flatten(0, 1)  # [b * t, d]
-        stays = torch.zeros_like(flat[:, 0], dtype=torch.bool)
-        for length in places.length.unique().tolist():
-            table = cells(length, self.count)
-            last = list({cell: index for index, cell in enumerate(table)}.values())  # [cells]
-            share = functional.one_hot(torch.tensor(table, device=flat.device)).to(flat.dtype)
-            share = share / share.sum(dim=0)  # [length, cells]
-            images = places.flat[places.length == length].unflatten(0, (-1, length))
-            target = images[:, last].flatten()  # [images * cells]
-            means = share.T @ flat[images]  # [images, cells, d]
-            flat = flat.index_copy(0, target, means.flatten(0, 1))
-            stays = stays.index_fill(0, target, True)
-        kept = chosen(tokens, places.flat, stays[places.flat])
-        return keep(flat.view_as(hidden), tokens, kept)
+    source: ClassVar[str] = "Yao et al. 2024, arXiv 2405.20985"
+
+    def reduce(self, prompt: Prompt) -> Kept:
+        """Put each cell's mean into the place of its last token."""
+        index, states = [], []
+        for places in _each(prompt):
+            table = cells(len(places), self.count)
+            own = prompt.states[prompt.visual[places]]  # [n, d]
+            share = functional.one_hot(torch.tensor(table, device=own.device)).to(own.dtype)
+            last = sorted({cell: place for place, cell in enumerate(table)}.items(),
+                          key=lambda pair: pair[1])  # fmt: skip
+            means = (share / share.sum(dim=0)).T @ own  # [cells, d]
+            index.append(places[[place for _, place in last]])
+            states.append(means[[cell for cell, _ in last]])
+        return Kept(torch.cat(index), torch.cat(states))
 
 
-def chosen(tokens: Tokens, flat: Tensor, stays: Tensor) -> Tensor:
-    """Mark the text and those visual tokens that stay [b, t].
+class Downsampled(Method):
+    """Show the tower a smaller picture, of fewer patches.
 
-    Args:
-        tokens: What stands where.
-        flat: Places of the visual tokens among all of the batch [v].
-        stays: Whether they stay [v].
+    Source: this project's; what a tower's own position embeddings, interpolated, allow.
     """
-    text = (tokens.kind != VISUAL).flatten()
-    return text.index_copy(0, flat, stays).view_as(tokens.kind)
+
+    stage: ClassVar[Stage] = "picture"
+    source: ClassVar[str] = "this project's: a picture of lower resolution"
+
+    positions: Positions = "compact"
+    """What goes on is counted anew: a small picture has fewer positions."""
+
+    count: int = Field(64, ge=1)
+    """Visual tokens of each picture, at most; a square of patches."""
+
+    def side(self, patches: int) -> int:
+        """Say how many patches a side has, of so many that it has usually."""
+        return max(1, min(patches, math.isqrt(self.count)))
+
+    def plan(self, spec: Spec) -> tuple[int, ...]:
+        """See `Method.plan`."""
+        return (self.side(math.isqrt(spec.visual)) ** 2,) * spec.layers
 
 
-def scramble(number: Tensor) -> Tensor:
-    """Map whole numbers of 64 bits to others that look random, one to one.
-
-    Source: Steele et al. 2014, Fast Splittable Pseudorandom Number Generators (SplitMix64).
-    """
-    number = number - 0x61C8864680B583EB
-    number = (number ^ _shift(number, 30)) * -0x40A7B892E31B1A47
-    number = (number ^ _shift(number, 27)) * -0x6B2FB644ECCEEE15
-    return number ^ _shift(number, 31)
+def _each(prompt: Prompt) -> Iterator[Tensor]:
+    """Yield, picture by picture, its tokens' places among the visual ones."""
+    for image in prompt.image.unique().tolist():
+        yield (prompt.image == image).nonzero().squeeze(1)
 
 
-def _shift(number: Tensor, bits: int) -> Tensor:
-    """Shift to the right and fill with zeros; `>>` fills with the sign."""
-    return (number >> bits) & ((1 << (64 - bits)) - 1)
+def _middle(places: list[int], columns: int) -> int:
+    """Find the token of a cell that is nearest to its middle."""
+    rows, sides = [place // columns for place in places], [place % columns for place in places]
+    row, side = sum(rows) / len(rows), sum(sides) / len(sides)
+    return min(places, key=lambda at: (at // columns - row) ** 2 + (at % columns - side) ** 2)
 
 
 @functools.cache
@@ -150,8 +211,7 @@ def cells(length: int, count: int) -> tuple[int, ...]:
     """
     if count >= length:
         return tuple(range(length))
-    height = max(n for n in range(1, length + 1) if length % n == 0 and n * n <= length)
-    width = length // height
+    height, width = grid_of(length)
     fits = [
         n for n in range(1, count + 1) if count % n == 0 and n <= height and count // n <= width
     ]

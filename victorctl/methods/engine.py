@@ -1,0 +1,213 @@
+"""Lets any method act in a Victor model's place: batches, masks, cache, positions and the count."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from victorctl.methods.base import Kept, Method, Prompt
+from victorctl.methods.seeing import Seeing
+from victorctl.methods.watching import Watch
+from victorctl.modeling_victor import (
+    CACHE,
+    VISUAL,
+    Images,
+    Tokens,
+    VictorCache,
+    VictorMixin,
+    keep,
+    next_positions,
+    scatter,
+)
+
+
+class Engine:
+    """A method that acts in a model; meanwhile nothing of Victor's does.
+
+    Args:
+        method: Decides.
+        model: Holds the unconverted weights.
+    """
+
+    def __init__(self, method: Method, model: VictorMixin) -> None:
+        self.method, self.model, self.text = method, model, model.get_decoder()
+        self.depth = len(self.text.layers)
+        self.seeing = Seeing(method, model) if method.stage in ("picture", "tower") else None
+        own = set(method.before(self.depth))
+        self.cuts = own | ({0} if self.seeing else set())
+        self.edges = sorted({0, self.depth} | self.cuts)
+        read = method.reads(self.depth) or [cut - 1 for cut in own if cut > 0]
+        self.watch = Watch({layer: attention_of(self.text.layers[layer]) for layer in read})
+        self.entered: list[list[int]] = []
+        """Visual tokens that entered each layer in the last prefill, row by row."""
+        self._rows: Sequence[int] = ()
+        self._stores: list[dict[str, Any]] = []
+
+    @contextmanager
+    def acting(self, rows: Sequence[int]) -> Iterator[None]:
+        """Act for a while.
+
+        Args:
+            rows: A number for each prompt that does not depend on the prompts beside it.
+        """
+        victor, self._rows = self.model.victor, rows
+        before = victor.inserting
+        victor.inserting = False
+        victor.detach(self.text.layers)
+        self.text.__dict__["_forward_dropped"] = self._forward
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(self.watch.watching())
+                if self.seeing:
+                    stack.enter_context(self.seeing.acting(rows))
+                yield
+        finally:
+            del self.text.__dict__["_forward_dropped"]
+            victor.inserting = before
+            victor.attach(self.text.layers)
+
+    def _forward(
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: VictorCache | None,
+        images: Images | None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the layers slice by slice, and let the method reduce between them."""
+        length, native = hidden.shape[1], type(self.text).native
+        hidden, tokens = self.text.arrange(hidden, attention_mask, position_ids, cache, images)
+        if cache is not None and len(cache.valid) not in (0, len(self.edges) - 1):
+            cache.valid = [cache.valid[0]] * (len(self.edges) - 1)
+        if images is not None:
+            self.entered, self._stores = [[] for _ in hidden], [{} for _ in hidden]
+        valid, position = [], None
+        for stage, (start, stop) in enumerate(pairwise(self.edges)):
+            if images is not None and start in self.cuts:
+                hidden, tokens = self._reduce(start, hidden, tokens)
+            if self.method.positions == "compact":
+                tokens = replace(tokens, position=_counted(cache, stage, tokens.valid))
+            if images is not None:
+                self._note(stop - start, tokens)
+            output = native.forward(
+                self.text.layer_slice(start, stop),
+                inputs_embeds=hidden,
+                attention_mask=tokens.valid if cache is None else cache.mask(stage, tokens.valid),
+                position_ids=tokens.position,
+                use_cache=cache is not None,
+                **{CACHE: None if cache is None else cache.window(start, stop)},
+                **kwargs,
+            )
+            hidden = output.last_hidden_state
+            valid.append(tokens.valid)
+            position = tokens.position if position is None else position
+        if cache is not None:
+            cache.record(length, valid, position)
+            cache.dropped = True
+        return BaseModelOutputWithPast(
+            last_hidden_state=scatter(hidden, tokens, length), **{CACHE: cache}
+        )
+
+    def _note(self, layers: int, tokens: Tokens) -> None:
+        """Count what enters so many layers."""
+        visual = ((tokens.kind == VISUAL) & tokens.valid).sum(dim=1).tolist()
+        for row, count in zip(self.entered, visual, strict=True):
+            row += [count] * layers
+
+    def _reduce(self, layer: int, hidden: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens]:
+        """Let the method decide about every prompt, and gather what goes on."""
+        stays, changed = tokens.valid.clone(), None
+        if layer == 0 and self.seeing:
+            stays[(tokens.kind == VISUAL) & tokens.valid] = self.seeing.live()
+            if 0 not in self.method.before(self.depth):
+                return keep(hidden, tokens, stays)
+            hidden, tokens = keep(hidden, tokens, stays)
+            stays = tokens.valid.clone()
+        for row in range(len(hidden)):
+            columns = tokens.valid[row].nonzero().squeeze(1)
+            visual = (tokens.kind[row, columns] == VISUAL).nonzero().squeeze(1)
+            if len(visual) == 0:
+                continue
+            prompt = self._prompt(layer, row, hidden, tokens, columns, visual)
+            kept = self.method.reduce(prompt)
+            _check(kept, len(visual), self.method)
+            places = columns[visual]
+            stays[row, places] = False
+            stays[row, places[kept.index]] = True
+            if kept.states is not None:
+                changed = hidden.clone() if changed is None else changed
+                changed[row, places[kept.index]] = kept.states.to(hidden)
+        return keep(hidden if changed is None else changed, tokens, stays)
+
+    def _prompt(  # noqa: PLR0913
+        self,
+        layer: int,
+        row: int,
+        hidden: Tensor,
+        tokens: Tokens,
+        columns: Tensor,
+        visual: Tensor,
+    ) -> Prompt:
+        """Show one prompt without its padding."""
+        image = tokens.image[row, columns[visual]]
+
+        def attend(read: int, queries: Tensor) -> Tensor:
+            asking = columns[queries]
+            allowed = tokens.valid[row] & (
+                torch.arange(tokens.valid.shape[1], device=columns.device) <= asking[:, None]
+            )
+            return self.watch.seen[read].rows(row, asking, allowed)[..., columns]
+
+        seed = crc32(f"{self.method.seed} {self._rows[row]} {layer}".encode())
+        return Prompt(
+            layer,
+            hidden[row, columns],
+            visual,
+            image - image.min(),
+            attend,
+            torch.Generator().manual_seed(seed),
+            self._stores[row],
+        )
+
+
+def _counted(cache: VictorCache | None, stage: int, valid: Tensor) -> Tensor:
+    """Number tokens on from what the layers of a stage hold [b, t]."""
+    start = valid.new_zeros(len(valid), dtype=torch.long)
+    if cache is not None and cache.valid:
+        start = cache.valid[stage].sum(dim=1)
+    return next_positions(start, valid)
+
+
+def _check(kept: Kept, shown: int, method: Method) -> None:
+    """Hold a method to what it promises.
+
+    Raises:
+        ValueError: If nothing goes on, or what does is not in order.
+    """
+    index = kept.index
+    if len(index) == 0 and method.may_empty:
+        return
+    ordered = len(index) > 0 and bool((index.diff() > 0).all())
+    if not ordered or int(index[0]) < 0 or int(index[-1]) >= shown:
+        raise ValueError(
+            f"{type(method).__name__}: `index` must name at least one of {shown} tokens, ascending,"
+            f" each once, and is {index.tolist()[:9]}"
+        )
+
+
+def attention_of(layer: nn.Module) -> nn.Module:
+    """Find the attention of a layer, of the language model or of a tower."""
+    return layer.self_attn if hasattr(layer, "self_attn") else layer.attention
+
+
+def acting(method: Method, model: VictorMixin) -> Any:
+    """Make what enters a method's way, given a number for each prompt; see `Engine.acting`."""
+    return partial(Engine(method, model).acting)

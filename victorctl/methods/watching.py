@@ -1,0 +1,127 @@
+"""Attention rows of any layer, whatever computes its attention: from its own queries and keys."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+WATCHED = "victorctl_watched"
+"""Name under which transformers finds our attention: it notes queries and keys, and passes on."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one layer compared with what, after all that is done to queries and keys.
+
+    Args:
+        query: [b, heads, t, e].
+        key: [b, heads, t, e]; heads that share keys have copies of them.
+        scaling: Of the products.
+        softcap: Bound of the scaled products, where there is one.
+        mask: The layer's own, added to the products [b or 1, 1, t, t], or what may be seen, if it
+            has four dimensions; None where the caller knows what may be seen.
+    """
+
+    query: Tensor
+    key: Tensor
+    scaling: float
+    softcap: float | None
+    mask: Tensor | None
+
+    def rows(self, row: int, queries: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """Compute what some tokens attend to, over all that they see, in float32.
+
+        Source: Vaswani et al. 2017, arXiv 1706.03762, section 3.2.1.
+
+        Args:
+            row: Of the batch.
+            queries: Which tokens ask [q].
+            allowed: What they may see [q, t], where the layer has no mask of its own.
+
+        Returns:
+            Shares [heads, q, t]; each row sums to one.
+        """
+        query = self.query[row][:, queries].float()  # [heads, q, e]
+        scores = query @ self.key[row].float().transpose(1, 2) * self.scaling
+        if self.softcap is not None:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
+        if self.mask is not None:
+            mask = self.mask[row if len(self.mask) > 1 else 0, 0][queries][:, : scores.shape[-1]]
+            if mask.dtype == torch.bool:
+                scores = scores.masked_fill(~mask, -torch.inf)
+            else:
+                scores = scores + mask.float()
+        elif allowed is not None:
+            scores = scores.masked_fill(~allowed, -torch.inf)
+        return scores.softmax(dim=-1)
+
+
+class Watch:
+    """Watches layers' attention while they are read.
+
+    Args:
+        attentions: The attention module of each layer that is watched, by the layer's number.
+    """
+
+    open: ClassVar[dict[int, tuple["Watch", int, str]]] = {}
+    """Who watches an attention module, by its identity, and what it computes with."""
+
+    def __init__(self, attentions: Mapping[int, nn.Module]) -> None:
+        self.attentions = attentions
+        self.seen: dict[int, Seen] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator["Watch"]:
+        """Note queries and keys until the end; what is computed stays the same."""
+        before = {}
+        for layer, module in self.attentions.items():
+            before[layer] = module.config
+            Watch.open[id(module)] = self, layer, module.config._attn_implementation
+            module.config = copy(module.config)
+            module.config._attn_implementation_internal = WATCHED
+        try:
+            yield self
+        finally:
+            for layer, module in self.attentions.items():
+                module.config = before[layer]
+                del Watch.open[id(module)]
+            self.seen.clear()
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Note what is compared during a prefill, and let the usual attention do its work."""
+    watch, layer, name = Watch.open[id(module)]
+    if query.shape[2] > 1 and query.shape[2] == key.shape[2]:
+        shared = query.shape[1] // key.shape[1]
+        watch.seen[layer] = Seen(
+            query,
+            key.repeat_interleave(shared, dim=1),
+            kwargs.get("scaling") or query.shape[-1] ** -0.5,
+            kwargs.get("softcap"),
+            attention_mask if attention_mask is not None and attention_mask.dim() == 4 else None,
+        )
+    eager = import_eager(module)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
+    return attend(module, query, key, value, attention_mask, **kwargs)
+
+
+def import_eager(module: nn.Module) -> Any:
+    """Find the eager attention of the file that a module's class comes from."""
+    import sys
+
+    return sys.modules[type(module).__module__].eager_attention_forward
+
+
+ALL_ATTENTION_FUNCTIONS.register(WATCHED, _attend)
