@@ -10,11 +10,10 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from victorctl import cost, measures
-from victorctl.answering import Contestant
+from victorctl.answering import Contestant, by_method
 from victorctl.errors import VictorError
 from victorctl.methods import made, method
 from victorctl.methods.base import Method, Spec
-from victorctl.methods.engine import Engine
 
 VICTOR = "victor"
 NONE_KEPT = ("no-image", "no-registers")  # methods that keep no visual token, whatever the number
@@ -72,20 +71,18 @@ class Variant:
             model: A Victor model.
             seed: Of random choices.
         """
-        return Contestant(model, partial(self._acting, model, seed), self.pictures)
+        if self.method != VICTOR:
+            return by_method(self.way(seed), model)
+        return Contestant(model, partial(self._acting, model))
 
     @contextmanager
-    def _acting(self, model: PreTrainedModel, seed: int, rows: Sequence[int]) -> Iterator[None]:
+    def _acting(self, model: PreTrainedModel, _rows: Sequence[int]) -> Iterator[None]:
         victor = model.victor
         before = victor.registers.count, victor.drop_layer
         victor.drop_layer = self.drop_layer
         try:
-            if self.method == VICTOR:
-                victor.use(self.registers)
-                yield
-            else:
-                with Engine(self.way(seed), model).acting(rows):
-                    yield
+            victor.use(self.registers)
+            yield
         finally:
             victor.use(before[0])
             victor.drop_layer = before[1]

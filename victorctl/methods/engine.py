@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from typing import Any
 from zlib import crc32
@@ -58,6 +57,7 @@ class Engine:
             rows: A number for each prompt that does not depend on the prompts beside it.
         """
         victor, self._rows = self.model.victor, rows
+        self.entered = [[0] * self.depth for _ in rows]
         before = victor.inserting
         victor.inserting = False
         victor.detach(self.text.layers)
@@ -206,8 +206,3 @@ def _check(kept: Kept, shown: int, method: Method) -> None:
 def attention_of(layer: nn.Module) -> nn.Module:
     """Find the attention of a layer, of the language model or of a tower."""
     return layer.self_attn if hasattr(layer, "self_attn") else layer.attention
-
-
-def acting(method: Method, model: VictorMixin) -> Any:
-    """Make what enters a method's way, given a number for each prompt; see `Engine.acting`."""
-    return partial(Engine(method, model).acting)
