@@ -118,7 +118,7 @@ def _check_output(out: Path) -> None:
 
 
 def _models(field: Field, tasks: Sequence[Task], recipe: Recipe) -> Models:
-    """Find out what budgets are solved for: the visual tokens of the first picture that is asked of.
+    """Find out what budgets are solved for: the visual tokens of the first picture.
 
     Raises:
         VictorError: If no base's weights are there for methods to act on, or no picture.

@@ -121,10 +121,8 @@ def _check_scored(task: Task) -> None:
 def _ask(whole: Evaluation, notebook: Notebook) -> list[Finding]:
     """Put all tasks to everybody; only the first process learns the answers."""
     field, asked, found = whole.field, whole.recipe.eval, []
-    known = {
-        length: known_answers(whole.field, whole.recipe.eval, length)
-        for length in {task.longest for task in whole.tasks}
-    }
+    lengths = {task.longest for task in whole.tasks}
+    known = {length: known_answers(field, asked, length) for length in lengths}
     for task in whole.tasks:
         if len(whole.tasks) > 1:
             say(f"{task.title}: {len(task.asked)} questions", quiet=whole.run.quiet)

@@ -291,7 +291,7 @@ class CompareSection(Section):
     budgets: tuple[Literal["auto"] | PositiveFloat, ...] = ("auto",)
     """Mean visual tokens entering a layer, with commas between; auto: as the model spends."""
 
-    settings: dict[str, dict[str, Any]] = {}
+    settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings of methods, by their names, such as {fastv: {layer: 3}}; see `victorctl methods`."""
 
     @field_validator("methods", "budgets", mode="before")
