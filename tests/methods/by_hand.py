@@ -5,7 +5,7 @@ import torch
 from victorctl.methods.base import Inside, Prompt, Tile
 
 
-def prompt(attention, *, layer, visual, states=None, image=None, store=None):
+def prompt(attention, *, layer, visual, states=None, image=None, store=None):  # noqa: PLR0913
     """A prompt; `attention` has a table [heads, t, t] for each layer that may be asked."""
     length = len(next(iter(attention.values()))[0]) if states is None else len(states)
     return Prompt(
@@ -19,7 +19,7 @@ def prompt(attention, *, layer, visual, states=None, image=None, store=None):
     )
 
 
-def tile(attention, *, features=None, states=None, compared=None, has_class=True, layers=23):
+def tile(attention, *, features=None, states=None, compared=None, has_class=True, layers=23):  # noqa: PLR0913
     """A tile; `attention` and `compared` have tables [heads, t, t or e] for each layer."""
     tables = {layer: torch.as_tensor(table) for layer, table in (attention or {}).items()}
     length = len(next(iter(tables.values()))[0]) if states is None else len(states)
@@ -36,7 +36,7 @@ def tile(attention, *, features=None, states=None, compared=None, has_class=True
     )
 
 
-def inside(states, *, layer, seen=None, patches=None, side=None, row=0, layers=23, seed=0):
+def inside(states, *, layer, seen=None, patches=None, side=None, row=0, layers=23, seed=0):  # noqa: PLR0913
     """Patches between two layers of a tower."""
     patches = len(states) if patches is None else patches
     side = (1, patches) if side is None else side

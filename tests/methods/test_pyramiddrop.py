@@ -69,8 +69,6 @@ def test_a_budget_finds_its_share_however_few_tokens_a_picture_has(visual, budge
     found = PyramidDrop().fit(budget, Spec(visual, 32))
 
     assert found.percent <= 100
-    best = min(
-        abs(PyramidDrop(percent=n).mean(Spec(visual, 32)) - budget) for n in range(1, 101)
-    )
+    best = min(abs(PyramidDrop(percent=n).mean(Spec(visual, 32)) - budget) for n in range(1, 101))
     assert abs(found.mean(Spec(visual, 32)) - budget) == best
     assert abs(found.percent - percent) <= 5
