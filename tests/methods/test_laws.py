@@ -89,7 +89,8 @@ def survivors_are_in_order_and_text_is_untouched(made, way):
             if engine.method.positions == "compact":
                 position = torch.arange(len(origin))
             assert torch.equal(tokens.position[row][stays], position)
-    assert any((len(tokens.valid[0]) < valid.shape[1]) for tokens in engine.by_layer())
+    if way.exact:  # else pictures may be such that all go on
+        assert len(engine.by_layer()[-1].valid[0]) < valid.shape[1]
 
 
 def charged_is_what_the_cache_holds(made, way):
@@ -263,7 +264,7 @@ def test_what_acts_on_patches_is_refused_where_the_projector_mixes_them(family):
 
 
 def test_what_trims_a_tower_is_refused_where_layers_before_are_read():
-    with pytest.raises(VictorError, match="ELIP acts .* vipllava reads some layers before"):
+    with pytest.raises(VictorError, match=r"ELIP acts .* vipllava reads some layers before"):
         Engine(WAYS["elip"].make(), case("vipllava").victor)
 
 

@@ -95,12 +95,11 @@ class Watch:
             yield self
 
     def _open(self, layer: int, module: nn.Module) -> None:
-        watching = Watch.open.setdefault(id(module), [])
-        if not watching:
+        if id(module) not in Watch.open:
             Watch.config[id(module)] = module.config
             module.config = copy(module.config)
             module.config._attn_implementation_internal = WATCHED
-        watching.append((self, layer))
+        Watch.open.setdefault(id(module), []).append((self, layer))
 
     def _close(self, layer: int, module: nn.Module) -> None:
         Watch.open[id(module)].remove((self, layer))
