@@ -197,7 +197,7 @@ def _measure(whole: Comparing, findings: Sequence[Finding]) -> dict[str, Any]:
         "base": {"accuracy": accuracy, **base, "seconds": seconds.get(BASE)},
         "rows": rows,
         "standings": standings.sentences(rows, findings),
-        "plot": str(whole.out / "pareto.png"),
+        "plot": str(whole.out / "pareto.png") if any(row["kept"] for row in rows) else None,
         "weights_sha256": lineage.weights_sha256(whole.folder, whole.hashes),
         "settings": settings,
     }
@@ -322,7 +322,7 @@ def _write(whole: Comparing, result: Mapping[str, Any]) -> None:
     with writing(whole.out, overwrite=True) as folder:
         text = json.dumps({"schema": "victorctl/compare/1", **result}, indent=1)
         write_whole(folder / REPORT, f"{text}\n".encode())
-        figure = plots.pareto(result, plots.Palette())
-        write_whole(folder / "pareto.png", plots.png(figure))
-        figure = plots.pareto(result, plots.Palette())
-        write_whole(folder / "pareto.svg", plots.svg(figure, "pareto").encode())
+        if result["plot"]:
+            figures = [plots.pareto(result, plots.Palette()) for _ in range(2)]
+            write_whole(folder / "pareto.png", plots.png(figures[0]))
+            write_whole(folder / "pareto.svg", plots.svg(figures[1], "pareto").encode())

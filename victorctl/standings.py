@@ -83,7 +83,7 @@ def table(result: Mapping[str, Any]) -> RenderableType:
     """
     grid = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     grid.add_column("method")
-    head = ("tokens per layer", "right", "kept", "95 % interval", "prefill", "128 tokens", "cache")
+    head = ("tokens", "right", "kept", "95 % interval", "prefill", "128 tokens", "cache")
     for title in head:
         grid.add_column(title, justify="right")
     base = result["base"]
@@ -96,12 +96,12 @@ def table(result: Mapping[str, Any]) -> RenderableType:
         grid.add_section()
         grid.add_row(Text(f"budget {number(budget)}", "dim"))
         for row in rows:
-            mark = " *" * (row["name"] in best) + " (not there)" * (not row["reached"])
+            mark = " *" * (row["name"] in best) + " ~" * (not row["reached"])
             bold = "bold" if row["method"] == VICTOR else ""
             grid.add_row(row["method"] + mark, *_cells(row), style=bold)
     notes = [Text(sentence) for sentence in result["standings"]]
     legend = "* nothing keeps as much for fewer tokens. "
-    legend += "(not there): its nearest to the budget, with what it measured there."
+    legend += "~ cannot reach the budget: what it measured where it comes nearest."
     open_ = sorted({row["method"] for row in result["rows"] if row["unverified"]})
     if open_:
         legend += f" In part not verified against the authors' code: {', '.join(open_)}."
