@@ -161,10 +161,15 @@ def test_one_model_can_be_watched_twice_and_an_exception_ends_one_watch():
     layers = model.get_decoder().layers
     plain = model(**batch).logits
     with watch(layers).watching() as outer:
-        with pytest.raises(RuntimeError, match="on the way"), watch(layers).watching() as inner:
+        inner = watch(layers)
+
+        def stop():
             assert torch.equal(model(**batch).logits, plain)
             assert torch.equal(inner.seen[1].key, outer.seen[1].key)
             raise RuntimeError("on the way")
+
+        with pytest.raises(RuntimeError, match="on the way"), inner.watching():
+            stop()
         outer.seen.clear()
         assert torch.equal(model(**batch).logits, plain)
         assert len(outer.seen) == len(layers)
