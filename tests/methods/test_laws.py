@@ -226,6 +226,21 @@ def masked_logits(native, batch, gone):
             hook.remove()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in WAYS if WAYS[name].name != "sparsevlm"])
+def test_a_prompt_in_two_calls_is_as_in_one(name):
+    made, first = case("llava"), Noting(WAYS[name].make())
+    whole = inputs(made, "ab#cd", "a#bcd")  # the first call of the first ends with its picture
+    mask, part = whole["attention_mask"], dict(whole, input_ids=whole["input_ids"][:, :-2])
+    engine = Engine(first, made.victor)
+    with engine.acting(ROWS[:2]):
+        cache = made.victor(**part | {"attention_mask": mask[:, :-2]}, use_cache=True)[CACHE]
+        ids = whole["input_ids"][:, -2:]
+        two = made.victor(input_ids=ids, attention_mask=mask, **{CACHE: cache}).logits
+    again = Engine(Noting(WAYS[name].make(), first.notes), made.victor)
+    assert_close(two, run(made, again, whole, ROWS[:2]).logits[:, -2:])
+
+
 # ---- Tiles ---------------------------------------------------------------------------------------
 
 
