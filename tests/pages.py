@@ -86,6 +86,7 @@ def blocks() -> dict[Path, str]:
             read,
             *studies("smol"),
             typed({"base": base, **real}),
+            *([compare_pages.comparison("smol")] if file_of("smol-compare").exists() else []),
         )
     return pages
 
