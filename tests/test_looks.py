@@ -26,6 +26,7 @@ def given(monkeypatch):
 
     stand_in("show", {"picture": "o.png"})
     stand_in("diff", {"notes": []})
+    stand_in("beside", {})
     return calls
 
 

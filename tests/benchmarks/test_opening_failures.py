@@ -197,7 +197,7 @@ def test_a_benchmark_that_there_is_not(tmp_path):
     error = refused("vqa", tmp_path)
 
     assert error.problem == "no benchmark called 'vqa'"
-    assert error.fix.startswith("use one of: ")
+    assert error.fix.startswith("did you mean vqav2? use one of: ai2d")
 
 
 def test_a_hub_that_does_not_have_it(tmp_path, monkeypatch):
