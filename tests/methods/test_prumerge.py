@@ -91,7 +91,7 @@ def test_one_patch_is_kept_even_if_none_stands_out(last):
 
 
 def test_quartiles_lie_between_patches():
-    # At places 1.75 and 5.25 of 0 to 7: 2.75 and 7.475. Whole places would be 2 and 6, or 3 and 11.9.
+    # At places 1.75 and 5.25 of 0 to 7: 2.75 and 7.475. Whole places have 2 and 6, or 3 and 11.9.
     attention = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 11.9, 12.2])
 
     assert PruMerge().outliers(attention) == 1  # above 14.56: none
