@@ -26,7 +26,7 @@ from tests.methods.by_hand import prompt
 from victorctl.methods.base import Spec
 from victorctl.methods.sparsevlm import SparseVLM, cluster
 
-PREFIX, WIDE, HEADS = 2, 6, 3
+PREFIX, WIDE, HEADS = 2, 6, 16
 
 
 def random(*shape, seed):
@@ -140,7 +140,7 @@ def test_version_2_reads_the_14_heads_that_look_at_the_picture_most_and_merges_n
 
     way = SparseVLM(version="v2", budget=64)
 
-    assert list(walk(way, 72, heads=16, plain=plain)) == [8, 4, 2]
+    assert list(walk(way, 72, plain=plain)) == [8, 4, 2]
     assert way.plan(Spec(72, 32)) == (72,) * 3 + (8,) * 4 + (4,) * 9 + (2,) * 16
     assert list(walk(way, 72, heads=2)) == [8, 4, 2]
 
@@ -171,10 +171,11 @@ def test_published_counts_leave_the_stages(version, budget, counts, mean):
 
 # ---- Raters ----
 
-# Four visual tokens (9, 0), (0, 1), (0, 1), (0, 1) and words a (1, 0), b (0, 1), c (0, 0). Of the
-# softmax over words the means are .41 .43 .16: a and b rate. Without a softmax a alone would; of
-# cosines b alone; of the softmax over visual tokens none. The text before, (0, 5), does not count.
-STATES = torch.tensor([[0, 5], [9, 0], [0, 1], [0, 1], [0, 1], [1, 0], [0, 1], [0, 0]]).float()
+# Four visual tokens (9, 0), (0, .6) three times, and words a (1, 0), b (0, 1), c (0, 0). Of the
+# softmax over words the means are .45 .36 .20: a and b rate. Without a softmax a alone would, or
+# over the root of the width; of cosines b alone; of the softmax over visual tokens none. The text
+# before, (0, 5), does not count.
+STATES = torch.tensor([[0, 5], [9, 0], [0, 0.6], [0, 0.6], [0, 0.6], [1, 0], [0, 1], [0, 0]])
 # They pay on average .25 .125 .2 .225; a alone would keep {0, 1}, b {2, 3}, all three {0, 2}; the
 # better of both {0, 2}.
 PAID = torch.zeros(1, 8, 8)
@@ -192,7 +193,7 @@ def kept_of(states, table, visual, **settings):
 def test_raters_are_the_words_that_visual_tokens_resemble_more_than_most():
     kept = kept_of(STATES, PAID, [1, 2, 3, 4])  # 300 of 576 are 2 of 4; of the others 2 is merged
 
-    assert kept.states.tolist() == [[9, 0], [0, 1], [0, 1]]
+    assert torch.equal(kept.states, STATES[[1, 4, 3]])
     assert kept.index.tolist() == [0, 2, 3]  # the last free place is 2, so what was there moves up
 
 
@@ -230,14 +231,20 @@ def test_one_visual_token_stays():
     assert SparseVLM(budget=1).plan(Spec(1, 32)) == (1,) * 32
 
 
+@pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("visual", [2, 3, 16])
-def test_plans_what_it_keeps_of_small_pictures(visual):
+def test_plans_what_it_keeps_of_small_pictures(visual, version):
     for budget in (1, 64, 192, 400, 576):
-        way = SparseVLM(budget=budget)
+        way = SparseVLM(budget=budget, version=version)
         left = list(walk(way, visual))
 
         assert [way.plan(Spec(visual, 32))[at] for at in (3, 7, 16)] == left
         assert all(count >= 1 for count in left)
+
+
+def test_every_stage_drops_one_at_least():
+    assert list(walk(SparseVLM(budget=576, version="v2"), 16)) == [15, 14, 13]
+    assert list(walk(SparseVLM(budget=576), 16)) == [16, 16, 16]  # that one is merged with itself
 
 
 @pytest.mark.parametrize(
@@ -309,16 +316,16 @@ def test_two_heaps_become_their_means():
     assert cluster(heaps, 2, "sum").flatten().tolist() == pytest.approx([0.3, 16.4])
 
 
-def test_equal_tokens_are_merged_the_same_way_each_time():
-    once, again = (cluster(torch.ones(20, 4), 3, "mean") for _ in range(2))
+def test_of_equally_dense_tokens_the_first_are_peaks_each_time():
+    corners = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
 
-    assert torch.equal(once, again)
-    assert torch.equal(once, torch.ones(3, 4))
+    for _ in range(8):
+        assert cluster(corners, 2, "mean").tolist() == [[0.5, 0.0], [0.5, 1.0]]
 
 
 def test_large_states_leave_small_distances():
-    heaps = torch.tensor([[0.0], [0.1], [0.2], [0.8], [0.9]]).repeat(6, 1)
-    large = torch.cat([heaps, torch.full_like(heaps, 3000.0)], dim=1)
+    heaps = torch.tensor([0.0, 0.1, 0.2, 0.8, 0.9]).repeat(6)
+    large = torch.cat([heaps[:, None], torch.linspace(1000, 4000, 8).repeat(30, 1)], dim=1)
 
     means = cluster(large, 2, "mean")[:, 0].sort().values
 
