@@ -323,6 +323,10 @@ def test_of_equally_dense_tokens_the_first_are_peaks_each_time():
         assert cluster(corners, 2, "mean").tolist() == [[0.5, 0.0], [0.5, 1.0]]
 
 
+def test_equal_tokens_leave_no_cluster_empty():
+    assert torch.equal(cluster(torch.ones(20, 4), 3, "mean"), torch.ones(3, 4))
+
+
 def test_large_states_leave_small_distances():
     heaps = torch.tensor([0.0, 0.1, 0.2, 0.8, 0.9]).repeat(6)
     large = torch.cat([heaps[:, None], torch.linspace(1000, 4000, 8).repeat(30, 1)], dim=1)
