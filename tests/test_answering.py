@@ -5,32 +5,30 @@ import torch
 
 from tests.tiny import tiny_model, tiny_processor, tiny_rows
 from tests.victor_models import shared
-from victorctl.answering import Contestant, Greedy
+from victorctl.answering import Contestant, Greedy, by_method
 from victorctl.asking import Asking
 from victorctl.contestants import Base
-from victorctl.methods import FLOOR, method
+from victorctl.methods import FLOOR, METHODS, made, method
 from victorctl.questions import prepare, questions
 
 ROWS = tiny_rows(4, questions=2, images=(1, 0, 2, 1))
 LONGEST = 5
+EVERYONE = [name for name in METHODS if not method(name).extras]
 
 
-def contestants():
+def contestants(names):
     model = shared(adapted=True)
-    ways = {name: method(name)(count=3, seed=0) for name in FLOOR}
+    ways = {name: made(name, count=5, layer=2, seed=0) for name in names}
     return {
         "model": Contestant(model, lambda _rows: torch.no_grad()),
         "base": Base(model, "tiny", False, {}).contestant(),
-        **{
-            name: Contestant(model, lambda rows, way=way: way.acting(model, rows), way.pictures)
-            for name, way in ways.items()
-        },
+        **{name: by_method(way, model) for name, way in ways.items()},
     }
 
 
-def answers(batch_size):
+def answers(batch_size, names=EVERYONE):
     greedy = Greedy.of(shared(adapted=True), tiny_processor())
-    asking = Asking(contestants(), greedy, batch_size, LONGEST, quiet=True)
+    asking = Asking(contestants(names), greedy, batch_size, LONGEST, quiet=True)
     return asking.ask(questions(ROWS, None))
 
 
@@ -47,7 +45,7 @@ def test_batches_of_any_size_give_the_same_answers(one_by_one, batch_size):
 def test_everybody_answers_in_a_way_of_their_own(one_by_one):
     told = {tuple(texts) for texts in one_by_one.texts.values()}
 
-    assert len(told) == len(one_by_one.texts) == 7
+    assert len(told) == len(one_by_one.texts) == 2 + len(EVERYONE)
     assert [size.images for size in one_by_one.sizes] == [1, 1, 0, 0, 2, 2, 1, 1]
 
 
@@ -69,7 +67,18 @@ def test_the_base_answers_what_the_native_class_answers(one_by_one):
     assert len(set(expected)) > 4  # they depend on the question
 
 
-def test_a_model_sees_each_picture_once_for_all_that_share_it(monkeypatch):
+def test_what_methods_spend_is_counted_question_by_question(one_by_one):
+    assert one_by_one.entered.keys() == set(EVERYONE)
+    assert one_by_one.entered["last"][0] == [16, 16, 5, 5, 5, 5]
+    assert one_by_one.entered["last"][4] == [32, 32, 10, 10, 10, 10]  # of two pictures
+    assert one_by_one.entered["vtc-cls"][0] == [5] * 6
+    assert {tuple(of[2]) for of in one_by_one.entered.values()} == {(0,) * 6}  # of none
+    assert {tuple(of) for of in one_by_one.entered["no-image"]} == {(0,) * 6}
+
+
+def test_a_model_sees_each_picture_once_for_all_that_share_it_and_have_no_eyes_of_their_own(
+    monkeypatch,
+):
     model = shared(adapted=True)
     real, seen = model.model.get_image_features, []
 
@@ -78,9 +87,11 @@ def test_a_model_sees_each_picture_once_for_all_that_share_it(monkeypatch):
         return real(pixel_values, **kwargs)
 
     monkeypatch.setattr(model.model, "get_image_features", count)
-    answers(8)
-
+    answers(8, FLOOR)
     assert seen == [4]
+
+    answers(8, ["vtc-cls", "fastv", "visionzip"])
+    assert seen == [4, 4, 8, 8]  # by those that have them, once for each of the questions
 
 
 def test_an_answer_stops_where_the_model_does_or_at_the_end_token():

@@ -17,8 +17,8 @@ from victorctl.recipe import Recipe, Run
 from victorctl.sources import DEMO
 
 COMMANDS = [
-    *"demo convert finetune eval push pull inspect show diff".split(),
-    *"families doctor data recipes bench".split(),
+    *"demo convert finetune eval compare push pull inspect show diff".split(),
+    *"methods families doctor data recipes bench".split(),
 ]
 
 
@@ -52,6 +52,9 @@ def stages(monkeypatch):
     stand_in("bench_train", "train", {"seconds": {"naive": 1.5}})
     stand_in("bench", "bench", {"seconds": {"prefill": {"model": 1.5}}})
     stand_in("speeds", "table", "the table")
+    stand_in("compare", "compare", {"rows": [], "plot": "o/compare/pareto.png"})
+    stand_in("standings", "table", "the table")
+    stand_in("ways", "describe", {"methods": [{"method": "fastv"}]})
     stand_in("families", "describe", {"families": [{"family": "llava"}]})
     stand_in("report", "table", "the table")
     stand_in("data.showing", "show", {"rows": []})
@@ -263,12 +266,14 @@ def test_a_stage_ends_with_the_next_command_on_stderr(victorctl, stages, argumen
         ("convert m --out o", "convert", "family"),
         ("finetune m --out o", "finetune", "steps"),
         ("eval m", "eval", "report"),
+        ("compare m --data demo:test", "compare", "plot"),
         ("push m ada/victor", "push", "files"),
         ("pull ada/victor --out o", "pull", "out"),
         ("demo", "demo", "folder"),
         ("inspect m", "inspect", "family"),
         ("show m cat.jpg -q what", "show", "answers"),
         ("diff a b", "diff", "notes"),
+        ("methods", "methods", "methods"),
         ("families", "families", "families"),
         ("data show demo", "data-show", "rows"),
         ("data check demo", "data-check", "bad"),
@@ -315,7 +320,7 @@ def test_the_example_of_every_command_runs(victorctl, stages, example, tmp_path,
 
 
 def test_every_command_says_in_one_line_what_it_does(victorctl):
-    assert len(EXAMPLES) == 18
+    assert len(EXAMPLES) == 20
     for info in ALL:
         about, empty, example = info.callback.__doc__.strip().splitlines()
         assert (about[-1], empty, example.split()[0]) == (".", "", "Example:")
@@ -381,7 +386,7 @@ def test_command_bodies_are_straight_lines():
         and any("command" in ast.dump(d) for d in node.decorator_list)
     ]
 
-    assert len(commands) == 18
+    assert len(commands) == 20
     for command in commands:
         found = [type(node).__name__ for node in ast.walk(command) if isinstance(node, branches)]
         assert not found, f"{command.name} has {found}"

@@ -199,7 +199,9 @@ def test_everyone_is_entered_and_the_simple_ways_spend_what_the_model_spends(con
     field = enter(converted, settings("eval.baselines=true", "seed=5"), QUIET)
 
     assert list(field.contestants) == ["base", "model", *FLOOR]
-    assert {(way.count, way.seed) for way in field.ways.values()} == {(3, 5)}
+    counts = {name: getattr(way, "count", None) for name, way in field.ways.items()}
+    assert counts == {"random": 3, "last": 3, "pool": 3, "no-image": None, "no-registers": None}
+    assert {way.seed for way in field.ways.values()} == {5}
     assert {id(who.model) for who in field.contestants.values()} == {id(field.model)}
     assert [name for name, who in field.contestants.items() if not who.pictures] == ["no-image"]
     assert list(enter(converted, settings(), QUIET).contestants) == ["base", "model"]
@@ -214,8 +216,9 @@ def test_the_simple_ways_act_at_the_models_layer_on_the_bases_weights(changed, c
     field = enter(changed, settings("eval.baselines=true"), based_on(changed.parent / "deeper"))
 
     assert field.base.model is not field.model
-    assert field.base.model.victor.drop_layer == 2
-    assert {way.count for way in field.ways.values()} == {3}
+    assert field.base.model.victor.drop_layer == 4
+    assert {way.layer for way in field.ways.values()} == {2}
+    assert {way.count for way in field.ways.values() if "count" in vars(way)} == {3}
     assert {id(field.contestants[name].model) for name in FLOOR} == {id(field.base.model)}
 
 

@@ -19,7 +19,7 @@ STAGES = {"convert", "finetune", "evaluate", "push", "pull", "inspect", "bench",
 # above the stages.
 ORDER = [
     {"errors", "modeling_victor"},
-    {"methods"},
+    {"section", "methods"},
     {"sections"},
     {"recipe"},
     {"checkpoint", "families", "cost", "recipes", "runtime", "hub"},
@@ -27,7 +27,7 @@ ORDER = [
     {"benchmarks"},
     {"licence", "release", "card"},
     STAGES,
-    {"demo", "show", "diff"},
+    {"demo", "show", "diff", "compare"},
     {"doctor", "output", "options", "launch"},
     {"groups", "looks"},
     {"cli"},

@@ -114,7 +114,7 @@ def test_explains_each_key_with_type_range_default_and_meaning():
 def test_every_key_has_a_meaning():
     rows = recipes.describe()
 
-    assert len(rows) == 75
+    assert len(rows) == 78
     assert all(row["meaning"].endswith((".", "?")) for row in rows)
 
 

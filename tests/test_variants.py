@@ -18,6 +18,8 @@ from victorctl.variants import Variant, check, native, parse, unconverted
 
 LAYERS, VISUAL, TEXT = 6, 16, 10
 USUAL = Variant("victor", 8, 3)
+CHOOSING = ("pool", "fastv", "sparsevlm", "pyramiddrop")  # by products of their own
+UNPLANNED = ("prumerge", "prumerge+", "ogs")  # what the picture decides, or boxes in it
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +36,17 @@ def prompts(model):
 
 
 def flops(who, prompts):
+    """Count what the language model does for a prompt, and what its cache holds of it."""
     prompts = prompts if who.pictures else prompts.without_pictures()
+    prompts = prompts.without_features() if who.own_eyes else prompts
     with FlopCounterMode(display=False) as counter, who.acting(prompts.rows):
         output = prefill(who.model, prompts)
-    return counter.get_total_flops() / len(prompts.ids), cached_bytes(output) / len(prompts.ids)
+    counted = counter.get_total_flops()
+    if who.own_eyes:
+        with FlopCounterMode(display=False) as seeing, who.acting(prompts.rows), torch.no_grad():
+            who.model.model.get_image_features(**prompts.pixels)
+        counted -= seeing.get_total_flops()
+    return counted / len(prompts.ids), cached_bytes(output) / len(prompts.ids)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +75,9 @@ def test_what_is_neither_a_number_nor_a_method_is_refused(text):
 
 
 def test_an_unknown_method_is_refused_with_those_that_there_are():
-    with pytest.raises(VictorError, match=r"no method called 'fast'\n  fix: use one of: .*random"):
+    with pytest.raises(
+        VictorError, match=r"no method called 'fast'\n  fix: did you mean fastv\? use"
+    ):
         parse("fast:3", USUAL)
 
 
@@ -77,6 +88,17 @@ def test_an_unknown_method_is_refused_with_those_that_there_are():
         (("victor", 8, 6), r"leave at layer 6 of 6\n  fix: choose 1 to 5"),
         (("random", 17, 3), r"random:17@3: a picture has 16 visual tokens\n  fix: choose 1 to 16"),
         (("random", 16, 5), None),  # a method has no registers
+        (("pyramiddrop", 50, 3), None),  # per cent
+        (("no-registers", 99, 3), None),  # keeps none
+        (("random", 0, 3), r"random:0@3: count: input should be greater than or equal to 1\n  fix"),
+        (
+            ("fastv", 8, 0),
+            r"fastv:8@0: layer: input should be greater than or equal to 1\n  fix: ch",
+        ),
+        (
+            ("pyramiddrop", 101, 3),
+            r"pyramiddrop:101@3: percent: input should be less than or equal",
+        ),
         (("victor", 8, 5), None),
     ],
 )
@@ -105,7 +127,7 @@ VARIANTS = [
     ("victor", 8, 3),
     ("victor", 8, 5),
     ("victor", 2, 1),
-    *((name, 4, 2) for name in METHODS if name != "pool"),  # pooling itself is a product, too
+    *((name, 4, 2) for name in METHODS if name not in (*CHOOSING, *UNPLANNED)),
 ]
 
 
@@ -119,10 +141,16 @@ def test_a_variant_costs_what_pytorch_counts_and_its_cache_holds(model, prompts,
     assert cost.cache_bytes(shape, tokens) == cached
 
 
-def test_pooling_costs_hardly_more_than_its_tokens(model, prompts):
-    variant = Variant("pool", 4, 2)
+@pytest.mark.parametrize("name", CHOOSING)
+def test_choosing_costs_hardly_more_than_its_tokens(model, prompts, name):
+    variant = Variant(name, 4, 2)
     counted, _ = flops(variant.contestant(model, 0), prompts)
     assert variant.flops(model.config, visual=VISUAL, text=TEXT) == pytest.approx(counted, rel=0.01)
+
+
+def test_a_method_that_has_layers_of_its_own_acts_there():
+    assert Variant("pyramiddrop", 50, 1).tokens(LAYERS, visual=16, text=1) == (17, 17, 9, 5, 3, 3)
+    assert Variant("vtc-cls", 5, 4).tokens(LAYERS, visual=16, text=1) == (6,) * 6
 
 
 def test_the_base_costs_what_pytorch_counts_and_its_cache_holds(model, prompts):

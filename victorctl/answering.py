@@ -17,6 +17,8 @@ from transformers import (
 
 from victorctl.base_answers import DIGITS, First
 from victorctl.data.batches import padding_token
+from victorctl.methods.base import Method
+from victorctl.methods.engine import Engine
 from victorctl.questions import Prompts, Question, prepare
 
 MODEL, BASE = "model", "base"
@@ -32,11 +34,30 @@ class Contestant:
         model: May be shared: the ways are entered by turns.
         acting: Enters the way, given `Prompts.rows`.
         pictures: Whether it is shown the pictures.
+        own_eyes: Whether it sees them in a way of its own: features of others are of no use.
+        entered: Tells how many visual tokens entered each layer in its last prefill, row by row.
     """
 
     model: PreTrainedModel
     acting: Callable[[Sequence[int]], AbstractContextManager[None]]
     pictures: bool = True
+    own_eyes: bool = False
+    entered: Callable[[], list[list[int]]] | None = None
+
+
+def by_method(way: Method, model: PreTrainedModel) -> Contestant:
+    """Let a method act on a model's unconverted weights.
+
+    Args:
+        way: The method.
+        model: A Victor model.
+    """
+    engine, own_eyes = Engine(way, model), way.stage in ("picture", "tower")
+
+    def entered() -> list[list[int]]:
+        return engine.entered
+
+    return Contestant(model, engine.acting, way.pictures, own_eyes, entered)
 
 
 def settings_for(most: int, least: int, stop: Sequence[int], padding: int) -> GenerationConfig:
@@ -192,6 +213,8 @@ class Shared:
 
     def inputs(self, who: Contestant) -> dict[str, Any]:
         """Make a contestant's inputs; its model sees the pictures once for all that share it."""
+        if who.own_eyes:
+            return self.prompts(pictures=True).for_model(who.model)
         key = id(who.model), who.pictures
         if key not in self._inputs:
             self._inputs[key] = self.prompts(pictures=who.pictures).seen_by(who.model)

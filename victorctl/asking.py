@@ -23,12 +23,14 @@ class Answers:
         sizes: Of each question, with its pictures.
         divergences: Of the model's first tokens from the base's; None without both.
         cached: How many of the base's answers were known before.
+        entered: Visual tokens that entered each layer, of each contestant that tells.
     """
 
     texts: dict[str, list[str]]
     sizes: list[Size]
     divergences: list[float] | None = None
     cached: int = 0
+    entered: dict[str, list[list[int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class Asking:
         """Put the questions of a batch to everybody; pictures are seen once."""
         texts: dict[str, list[str]] = {}
         base, divergences, cached = None, None, False
+        entered: dict[str, list[list[int]]] = {}
         for name, who in self.contestants.items():
             if name == BASE:
                 base, cached = self._ask_base(who, shared)
@@ -115,6 +118,8 @@ class Asking:
                 texts[name], beginning = self._ask(who, shared)
                 if name == MODEL and base is not None:
                     divergences = beginning.divergence([answer.first for answer in base])
+            if who.entered is not None:
+                entered[name] = who.entered()
             bar.advance(len(shared.asked), name)
         sizes = shared.prompts(pictures=True).sizes
         return [
@@ -124,6 +129,7 @@ class Asking:
                 {name: of[place] for name, of in texts.items()},
                 None if divergences is None else divergences[place],
                 cached,
+                {name: of[place] for name, of in entered.items()},
             )
             for place, question in enumerate(shared.asked)
         ]
@@ -156,4 +162,5 @@ def _gather(asked: Sequence[Question], entries: Mapping[int, Entry]) -> Answers:
         [entry.size for entry in ordered],
         None if None in divergences else divergences,
         sum(entry.cached for entry in ordered),
+        {name: [entry.entered[name] for entry in ordered] for name in ordered[0].entered or ()},
     )

@@ -36,7 +36,8 @@ PRODUCTS = 5  # timings of a matrix product, for each of the recipe's repeats
 MEANING = {
     "flops": "of one prompt, by formula: matrix products and attention (all of its square) of the "
     "language model; tower: of vision tower and projector; bound: base over victor",
-    "prefill": "the language model reads a batch of prompts, whose pictures were seen before",
+    "prefill": "the language model reads a batch of prompts, whose pictures were seen before, but "
+    "by what acts in the tower",
     FIRST: "one prompt, from its pixels to its first new token",
     "generate": f"a batch, from its pixels to {SHORT} or {LONG} new tokens each",
     "decode_tokens_per_second": "of a batch, between the two",
@@ -104,6 +105,7 @@ class Track:
 
     @staticmethod
     def _shown(who: Contestant, prompts: Trial) -> Trial:
+        prompts = prompts.without_features() if who.own_eyes else prompts
         return prompts if who.pictures else prompts.without_pictures()
 
 

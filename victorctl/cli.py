@@ -250,6 +250,56 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    model: Model,
+    data: Annotated[str | None, setting("eval.data")] = None,
+    benchmarks: Annotated[str | None, setting("eval.benchmarks", "A,B,...")] = None,
+    data_dir: Annotated[str | None, setting("eval.data_dir", "DIR")] = None,
+    methods: Annotated[str | None, setting("compare.methods", "A,B,...")] = None,
+    budgets: Annotated[str | None, setting("compare.budgets", "N,N,...|auto")] = None,
+    base: Base = None,
+    limit: Annotated[int | None, setting("eval.limit")] = None,
+    batch_size: Annotated[int | None, setting("eval.batch_size")] = None,
+    seed: Seed = None,
+    recipe: RecipeFile = None,
+    changes: Changes = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder of the report; compare/ in the model if not given."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    device: Device = Run.device,
+    dtype: Dtype = Run.dtype,
+    attn: Attn = Run.attn,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Measure other methods beside Victor, on the same questions at the same budgets.
+
+    Example: victorctl compare victor-7b-trained --data questions.jsonl --methods victor,fastv
+    """
+    flags = {
+        "eval.data": data,
+        "eval.benchmarks": benchmarks,
+        "eval.data_dir": data_dir,
+        "compare.methods": methods,
+        "compare.budgets": budgets,
+        "eval.limit": limit,
+        "eval.batch_size": batch_size,
+        "seed": seed,
+    }
+    settings = load_recipe(recipe, settings=changes, flags=flags)
+    run = Run(
+        out=out, base=base, resume=resume, device=device, dtype=dtype, attn=attn, threads=threads
+    )
+    from victorctl.compare import compare as stage
+    from victorctl.standings import table
+
+    result = stage(model, recipe=settings, run=run)
+    show("compare", result, as_json=json, table=table, following=to_open(result["plot"]))
+
+
+@app.command()
 def push(
     model: Model,
     repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub; NAME alone: your own.")],

@@ -11,13 +11,12 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils import HF_MODULES_CACHE
 
 from victorctl import checkpoint, lineage
-from victorctl.answering import BASE, MODEL, Contestant, Greedy
+from victorctl.answering import BASE, MODEL, Contestant, Greedy, by_method
 from victorctl.errors import VictorError
 from victorctl.families import family_of, is_original
 from victorctl.folders import explained
 from victorctl.methods import FLOOR, made
 from victorctl.methods.base import Method
-from victorctl.methods.engine import acting
 from victorctl.recipe import Recipe, Run
 from victorctl.runtime import attention, resolve, say
 from victorctl.sources import DEMO, LINEAGE, Source, fetch_weights, open_source
@@ -87,7 +86,7 @@ def enter(folder: Path, recipe: Recipe, run: Run, hashes: Mapping[str, str] | No
     contestants = {} if base is None else {BASE: base.contestant()}
     contestants[MODEL] = Contestant(model, lambda _rows: nullcontext())
     for name, way in ways.items():
-        contestants[name] = Contestant(base.model, acting(way, base.model), way.pictures)
+        contestants[name] = by_method(way, base.model)
     return Field(
         model, base, ways, contestants, Greedy.of(model, checkpoint.load_processor(folder))
     )

@@ -2,31 +2,36 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from victorctl import checkpoint, cost, lineage, report
 from victorctl.asking import Answers, Asking
-from victorctl.base_answers import BaseAnswers
 from victorctl.contestants import check_base, enter
 from victorctl.errors import VictorError
-from victorctl.evaluation import Evaluation, command, dtype_of, identity, positions_of, settings
+from victorctl.evaluation import (
+    Evaluation,
+    command,
+    fitting,
+    identity,
+    known_answers,
+    leaving,
+    positions_of,
+    settings,
+)
 from victorctl.findings import Finding, differences, predictions, quality
 from victorctl.folders import check_output, writing
 from victorctl.measures import Marked
 from victorctl.notebook import Notebook
 from victorctl.processes import Processes
 from victorctl.recipe import Recipe, Run
-from victorctl.runtime import resolve, say, seed_everything, set_threads, versions
+from victorctl.runtime import resolve, say, seed_everything, set_threads
 from victorctl.spending import baseline, costs, mean_costs, speeds
 from victorctl.tasks import Task, check_asked, open_tasks
-from victorctl.weights import sha256
 
 PATIENCE = timedelta(days=30)  # shares of a long evaluation do not end together
 SEVERAL = 16  # questions answered at once where speed is measured
@@ -69,7 +74,7 @@ def evaluate(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     field = enter(model, recipe, run, hashes)
     whole = Evaluation(model, recipe, typed, run, out, tasks, field, hashes, processes)
     holding = notebook.running(identity(whole), resume=resume)
-    with _leaving(notebook, run), holding if processes.first else nullcontext():
+    with leaving(notebook, run), holding if processes.first else nullcontext():
         processes.wait()
         findings = _ask(whole, Notebook(notebook.folder, process=processes.number))
         processes.close()
@@ -88,7 +93,7 @@ def _output(model: Path, recipe: Recipe, run: Run) -> Path:
     check_base(recipe, run)
     out = run.out or model / "eval"
     earlier = (out / "report.json").is_file() and not (out / "config.json").exists()
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not earlier):
+    if out.is_dir() and any(out.iterdir()) and not earlier:
         raise VictorError(f"{out}: holds something else than a report", fix="choose another --out")
     check_output(out, overwrite=True)
     return out
@@ -108,40 +113,16 @@ def _check_scored(task: Task) -> None:
     asked = [*task.asked]
     if Marked.of(task.scorer, asked, [""] * len(asked)).share is None:
         raise VictorError(
-            f"{task.title}: the first {len(asked)} questions do not make a score",
-            fix="ask more of them: a larger --limit, or none",
+            f"{task.title}: {len(asked)} questions, and they do not make a score",
+            fix="ask more of them: all of its data, and a larger --limit if there is one",
         )
-
-
-@contextmanager
-def _fitting(batch_size: int) -> Iterator[None]:
-    """Let a full GPU be an error that says how to need less."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise VictorError(
-            f"questions answered at once, {batch_size}, do not fit into the GPU's memory",
-            fix=f"add --batch-size {batch_size // 2}, and --resume to keep what was answered"
-            if batch_size > 1
-            else "use another GPU",
-        ) from error
-
-
-@contextmanager
-def _leaving(notebook: Notebook, run: Run) -> Iterator[None]:
-    """Say after Ctrl-C how it goes on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if notebook.exists:
-            say("stopped; what was answered is kept: add --resume to go on", quiet=run.quiet)
-        raise
 
 
 def _ask(whole: Evaluation, notebook: Notebook) -> list[Finding]:
     """Put all tasks to everybody; only the first process learns the answers."""
     field, asked, found = whole.field, whole.recipe.eval, []
-    known = {length: _known(whole, length) for length in {task.longest for task in whole.tasks}}
+    lengths = {task.longest for task in whole.tasks}
+    known = {length: known_answers(field, asked, length) for length in lengths}
     for task in whole.tasks:
         if len(whole.tasks) > 1:
             say(f"{task.title}: {len(task.asked)} questions", quiet=whole.run.quiet)
@@ -154,7 +135,7 @@ def _ask(whole: Evaluation, notebook: Notebook) -> list[Finding]:
             whole.processes,
             whole.run.quiet,
         )
-        with _fitting(asked.batch_size):
+        with fitting(asked.batch_size):
             answers = asking.ask_on(task.name, task.questions, notebook)
         found.append(Finding(task, answers, whole.recipe.seed))
         if answers is not None:
@@ -171,33 +152,13 @@ def _warn_of_length(whole: Evaluation, task: Task, answers: Answers) -> None:
         say(f"warning: {what} {most:,} (max_position_embeddings)", quiet=False)
 
 
-def _known(whole: Evaluation, longest: int) -> BaseAnswers | None:
-    """Find what the base answered before, where that is kept."""
-    field = whole.field
-    if field.base is None or not whole.recipe.eval.base_cache:
-        return None
-    model = field.base.model
-    return BaseAnswers(
-        {
-            **field.base.identity,
-            "dtype": dtype_of(field),
-            "device": model.device.type,
-            "attention": model.config.get_text_config()._attn_implementation,
-            "longest": longest,
-            "stop": sorted(field.greedy.stop),
-            "versions": {name: versions()[name] for name in ("torch", "transformers")},
-            "code": None if field.base.native else sha256(checkpoint.CODE),
-        }
-    )
-
-
 def _measure(whole: Evaluation, findings: Sequence[Finding]) -> dict[str, Any]:
     """Turn answers into numbers, and measure speeds."""
     field, recipe = whole.field, whole.recipe
     asked = [question for task in whole.tasks for question in task.questions]
     several = min(SEVERAL, recipe.eval.batch_size)
     timed = [question for question in asked if question.row.images][:several] or asked[:several]
-    with _fitting(recipe.eval.batch_size):
+    with fitting(recipe.eval.batch_size):
         speed = speeds(field, timed, recipe.eval.repeats, quiet=whole.run.quiet)
     faster = speed.pop("ways")
     found = quality(findings)

@@ -2,19 +2,25 @@
 
 import json
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from victorctl import lineage
+from victorctl import checkpoint, lineage
+from victorctl.base_answers import BaseAnswers
 from victorctl.contestants import Field
+from victorctl.errors import VictorError
+from victorctl.notebook import Notebook
 from victorctl.processes import Processes
 from victorctl.recipe import Recipe, Run
-from victorctl.runtime import versions
+from victorctl.runtime import say, versions
 from victorctl.sections import EvalSection
 from victorctl.tasks import Task
+from victorctl.weights import sha256
 
 WAYS = ("data", "data_dir", "base_cache", "batch_size", "differences", "repeats")
 """Keys of section `eval` that change no answer, or by rounding alone."""
@@ -113,7 +119,8 @@ def settings(whole: Evaluation) -> dict[str, Any]:
 def command(whole: Evaluation) -> str:
     """Write the command that repeats this, with everything that is not at its default."""
     run, base = whole.typed, whole.field.base
-    words = ["victorctl", "eval", whole.folder.resolve().name, *_asked(whole.recipe.eval)]
+    asked = _asked(whole.recipe.eval, whole.folder.resolve().parent)
+    words = ["victorctl", "eval", whole.folder.resolve().name, *asked]
     words += ["--seed", str(whole.recipe.seed)]
     if run.base:
         words += ["--base", base.name if base else run.base]
@@ -125,12 +132,12 @@ def command(whole: Evaluation) -> str:
     return shlex.join(words)
 
 
-def _asked(section: EvalSection) -> list[str]:
-    """Write what of section `eval` is not at its default."""
+def _asked(section: EvalSection, place: Path) -> list[str]:
+    """Write what of section `eval` is not at its default, as it is typed in a folder."""
     words = []
     for key in ("data", "data_dir"):
         if (value := getattr(section, key)) is not None:
-            words += [f"--{key.replace('_', '-')}", _without_folder(value)]
+            words += [f"--{key.replace('_', '-')}", _seen_from(place, value)]
     if section.benchmarks:
         words += ["--benchmarks", ",".join(section.benchmarks)]
     plain = type(section)().model_dump()
@@ -140,5 +147,61 @@ def _asked(section: EvalSection) -> list[str]:
     return words
 
 
+def _seen_from(place: Path, spec: str) -> str:
+    """Write a path as it is typed in a folder; of one outside of it only the last part."""
+    inside = Path(spec).exists() and Path(spec).resolve().is_relative_to(place)
+    return str(Path(spec).resolve().relative_to(place)) if inside else _without_folder(spec)
+
+
 def _without_folder(spec: str | None) -> str | None:
     return Path(spec).name if spec is not None and Path(spec).exists() else spec
+
+
+def known_answers(field: Field, section: EvalSection, longest: int) -> BaseAnswers | None:
+    """Find what the base answered before, where that is kept.
+
+    Args:
+        field: Whose base.
+        section: Says whether it is.
+        longest: Tokens of the longest answer.
+    """
+    if field.base is None or not section.base_cache:
+        return None
+    model = field.base.model
+    return BaseAnswers(
+        {
+            **field.base.identity,
+            "dtype": dtype_of(field),
+            "device": model.device.type,
+            "attention": model.config.get_text_config()._attn_implementation,
+            "longest": longest,
+            "stop": sorted(field.greedy.stop),
+            "versions": {name: versions()[name] for name in ("torch", "transformers")},
+            "code": None if field.base.native else sha256(checkpoint.CODE),
+        }
+    )
+
+
+@contextmanager
+def fitting(batch_size: int) -> Iterator[None]:
+    """Let a full GPU be an error that says how to need less."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise VictorError(
+            f"questions answered at once, {batch_size}, do not fit into the GPU's memory",
+            fix=f"add --batch-size {batch_size // 2}, and --resume to keep what was answered"
+            if batch_size > 1
+            else "use another GPU",
+        ) from error
+
+
+@contextmanager
+def leaving(notebook: Notebook, run: Run) -> Iterator[None]:
+    """Say after Ctrl-C how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if notebook.exists:
+            say("stopped; what was answered is kept: add --resume to go on", quiet=run.quiet)
+        raise

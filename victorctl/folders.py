@@ -19,8 +19,10 @@ REPORT = (
     *("report.json", "report.html", "predictions.jsonl"),
     *("tradeoff.png", "tradeoff.svg", "speedup.png", "speedup.svg"),
 )
+COMPARISON = ("compare.json", "pareto.png", "pareto.svg")
 WRITTEN = (
-    *SMALL_FILES, *REPORT, *(f"eval/{name}" for name in REPORT), LINEAGE, "*.safetensors",
+    *SMALL_FILES, *REPORT, *(f"eval/{name}" for name in REPORT), *COMPARISON,
+    *(f"compare/{name}" for name in COMPARISON), "compare.answers/*", "compare.answers.lock", LINEAGE, "*.safetensors",
     "*.safetensors.index*.json", "modeling_victor.py", "loss.png", "loss.jsonl", "eval.answers/*",
     "eval.answers.lock",
 )  # fmt: skip
@@ -151,7 +153,7 @@ def check_writable(out: Path) -> None:
     Raises:
         VictorError: If a file is in the way, or a permission is missing.
     """
-    if out.is_file():
+    if out.exists() and not out.is_dir():  # a device, too, which renaming would take away
         raise VictorError(f"{out}: a file stands there", fix="choose another --out")
     above = _nearest(out)
     if not above.is_dir():
@@ -167,7 +169,7 @@ def check_writable(out: Path) -> None:
 def _is_ours(out: Path) -> bool:
     """Recognise a Victor model, or a report."""
     victor = "victor" in (read_json(out / "config.json") or {})
-    return victor or any((out / name).is_file() for name in (LINEAGE, "report.json"))
+    return victor or any((out / name).is_file() for name in (LINEAGE, REPORT[0], COMPARISON[0]))
 
 
 def _others(out: Path) -> Iterator[str]:

@@ -99,6 +99,17 @@ def diff(
 
 
 @app.command()
+def methods(json: Json = False) -> None:
+    """List the methods that `compare` takes: where they act, and what they follow.
+
+    Example: victorctl methods
+    """
+    from victorctl.ways import describe
+
+    show("methods", describe(), as_json=json, table=rows)
+
+
+@app.command()
 def families(json: Json = False) -> None:
     """List the model families that can be converted, and the text models that were tried.
 

@@ -24,6 +24,8 @@ class Entry(NamedTuple):
         texts: What each contestant answered, by its name.
         divergence: Of the model's first token from the base's, in nats; None without a base.
         cached: Whether the base's answer was known before.
+        entered: Visual tokens that entered each layer, of each contestant that tells; None where
+            nobody was asked to.
     """
 
     number: int
@@ -31,6 +33,7 @@ class Entry(NamedTuple):
     texts: dict[str, str]
     divergence: float | None = None
     cached: bool = False
+    entered: dict[str, list[int]] | None = None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ def setting(key: str, metavar: str | None = None) -> Any:
     names = f"{flag(key)}/--no-{flag(key)[2:]}" if field.annotation is bool else flag(key)
     kinds = (field.annotation, *get_args(field.annotation))  # a choice may be left open: or None
     choices = [choice for kind in kinds for choice in get_args(kind) if isinstance(choice, str)]
-    default = "" if field.default in (None, ()) else f" (default {field.default})".lower()
+    usual = field.default
+    shown = ",".join(map(str, usual)) if isinstance(usual, tuple) else usual
+    default = "" if usual in (None, ()) else f" (default {shown})".lower()
     return typer.Option(
         names, help=field.description + default, metavar="|".join(choices) or metavar
     )

@@ -26,6 +26,8 @@ PARTS = {"cross_entropy": (4, 2), "distill": (1, 1.5), "hidden": (6, 2, 1, 2)}
 SMOOTHING = 50  # a smoothed loss is the mean over a fiftieth of the run to each side
 
 SPEEDS = (0.05, 0.1, 0.2, 0.5, 1, 1.5, 2, 3, 5, 10, 20, 50, 100)  # marks of the axis of speeds
+MARKS = "svD^<>pPXh"  # of the lines of a comparison
+VICTOR = "victor"
 APART = 25  # typographic points from a mark to the next that leave its name enough room
 
 
@@ -111,6 +113,40 @@ def tradeoff(points: Sequence[Point], palette: Palette) -> "Figure":
     axes.set_xlim(0, 1.12 * max(max(point.x for point in points), 1))
     axes.set_xlabel("visual tokens per layer (mean over layers, registers included)")
     _label(axes, points, palette)
+    return figure
+
+
+def pareto(result: Mapping[str, Any], palette: Palette) -> "Figure":
+    """Draw what methods keep over the visual tokens per layer that they spend, a line for each.
+
+    Args:
+        result: What `victorctl compare` prints.
+        palette: Colours and size; the lines have colours of their own.
+    """
+    figure, axes = _blank(replace(palette, size=(7.6, 4.6)))
+    axes.axhline(100, color=palette.faint, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    lines: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in result["rows"]:
+        if row["kept"] is not None:
+            lines.setdefault(row["method"], {})[row["name"]] = row
+    for place, (name, rows) in enumerate(lines.items()):
+        ordered = sorted(rows.values(), key=lambda row: row["mean_visual_tokens"])
+        own = name == VICTOR
+        axes.plot(
+            [row["mean_visual_tokens"] for row in ordered],
+            [100 * row["kept"] for row in ordered],
+            color=palette.model if own else f"C{place % 10}",
+            marker="o" if own else MARKS[place % len(MARKS)],
+            linewidth=2.4 if own else 1.2,
+            markersize=6 if own else 4.5,
+            zorder=4 if own else 2,
+            label=name,
+        )
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("visual tokens per layer (mean over layers, registers included)")
+    axes.set_ylabel("accuracy kept, %")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
     return figure
 
 

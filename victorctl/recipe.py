@@ -13,6 +13,7 @@ from victorctl.errors import VictorError
 from victorctl.section import Section
 from victorctl.sections import (
     BenchSection,
+    CompareSection,
     ConvertSection,
     DataSection,
     EvalSection,
@@ -67,6 +68,9 @@ class Recipe(Section):
 
     eval: EvalSection = EvalSection()
     """How a model is measured."""
+
+    compare: CompareSection = CompareSection()
+    """How methods are compared."""
 
     bench: BenchSection = BenchSection()
     """The model of random weights that speed is measured on."""

@@ -118,7 +118,7 @@ def _describe(
             yield {
                 "key": above + name,
                 "type": _type(prop),
-                "default": prop["default"],
+                "default": prop.get("default"),
                 "meaning": prop["description"],
             }
 
@@ -132,9 +132,10 @@ def _type(prop: Mapping[str, Any]) -> str:
         return f"list of {_type(prop['items'])}"
     words = {"integer": "whole number", "string": "text", "boolean": "true | false"}
     if "additionalProperties" in prop:
-        return f"mapping of text to {_type(prop['additionalProperties'])}"
-    if "items" in prop:
-        return f"list of {_type(prop['items'])}"
+        inner = prop["additionalProperties"]
+        return f"mapping of text to {'anything' if inner is True else _type(inner)}"
+    if "const" in prop:
+        return prop["const"]
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     ranges = [f"{sign} {prop[limit]:g}" for limit, sign in signs.items() if limit in prop]
     return " ".join([words.get(prop["type"], prop["type"]), *ranges])

@@ -282,6 +282,26 @@ class EvalSection(Section):
         return value
 
 
+class CompareSection(Section):
+    """What is compared, and at what cost."""
+
+    methods: tuple[str, ...] = ("victor", "fastv", "visionzip", "pool", "random")
+    """Methods by name, with commas between; `all` for all that there are."""
+
+    budgets: tuple[Literal["auto"] | PositiveFloat, ...] = ("auto",)
+    """Mean visual tokens entering a layer, with commas between; auto: as the model spends."""
+
+    settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Settings of methods, by their names, such as {fastv: {layer: 3}}; see `victorctl methods`."""
+
+    @field_validator("methods", "budgets", mode="before")
+    @classmethod
+    def _between_commas(cls, value: Any) -> Any:
+        if isinstance(value, str | int | float):
+            return tuple(part for part in str(value).replace(",", " ").split() if part)
+        return value
+
+
 class BenchSection(Section):
     """What speed is measured on."""
 

@@ -1,7 +1,7 @@
 """What speed is measured on: prompts of random tokens, pictures of noise, for any model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,11 +58,15 @@ class Trial:
         return self._text() | dict(self.pixels)
 
     def seen(self) -> dict[str, Any]:
-        """Make a model's inputs, pictures as features."""
+        """Make a model's inputs, pictures as features where there are any."""
         if self.features is None:
-            return self._text()
+            return self.unseen()
         made = BaseModelOutputWithPooling(None, self.features)
         return self._text() | {"mm_encoder_outputs": {"image": made}}
+
+    def without_features(self) -> "Trial":
+        """Leave the pictures to be seen."""
+        return replace(self, features=None)
 
     def _text(self) -> dict[str, Tensor]:
         return {"input_ids": self.ids, "attention_mask": torch.ones_like(self.ids)}

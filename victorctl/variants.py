@@ -6,18 +6,17 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from pydantic import ValidationError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from victorctl import cost, measures
-from victorctl.answering import Contestant
+from victorctl.answering import Contestant, by_method
 from victorctl.errors import VictorError
 from victorctl.methods import made, method
 from victorctl.methods.base import Method, Spec
-from victorctl.methods.engine import Engine
 
 VICTOR = "victor"
-NONE_KEPT = ("no-image", "no-registers")  # methods that keep no visual token, whatever the number
 SPELLING = re.compile(r"(?:([a-z][\w+-]*)(?::(?=\d)|(?=@|$)))?(\d+)?(?:@(\d+))?")
 
 
@@ -54,8 +53,19 @@ class Variant:
         return tuple(entering + text for entering in plan)
 
     def way(self, seed: int) -> Method:
-        """Set the method up."""
-        return made(self.method, count=self.registers, layer=self.drop_layer, seed=seed)
+        """Set the method up; one that acts at several layers, or before all, has its own.
+
+        Raises:
+            VictorError: If it does not take these numbers.
+        """
+        try:
+            return made(self.method, count=self.registers, layer=self.drop_layer, seed=seed)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise VictorError(
+                f"{self.name}: {first['loc'][0]}: {first['msg'].lower()}",
+                fix="choose other numbers: METHOD:TOKENS@LAYER",
+            ) from error
 
     def flops(self, config: PreTrainedConfig, *, visual: int, text: int) -> float:
         """Count the FLOPs of a prompt in the language model, as `cost.prefill_flops` does."""
@@ -72,20 +82,18 @@ class Variant:
             model: A Victor model.
             seed: Of random choices.
         """
-        return Contestant(model, partial(self._acting, model, seed), self.pictures)
+        if self.method != VICTOR:
+            return by_method(self.way(seed), model)
+        return Contestant(model, partial(self._acting, model))
 
     @contextmanager
-    def _acting(self, model: PreTrainedModel, seed: int, rows: Sequence[int]) -> Iterator[None]:
+    def _acting(self, model: PreTrainedModel, _rows: Sequence[int]) -> Iterator[None]:
         victor = model.victor
         before = victor.registers.count, victor.drop_layer
         victor.drop_layer = self.drop_layer
         try:
-            if self.method == VICTOR:
-                victor.use(self.registers)
-                yield
-            else:
-                with Engine(self.way(seed), model).acting(rows):
-                    yield
+            victor.use(self.registers)
+            yield
         finally:
             victor.use(before[0])
             victor.drop_layer = before[1]
@@ -140,9 +148,8 @@ def check(variant: Variant, *, layers: int, registers: int, visual: int | None) 
         raise VictorError(
             f"{name}: the model has {registers} registers", fix=f"choose 1 to {registers}"
         )
-    if variant.method not in (VICTOR, *NONE_KEPT) and variant.registers < 1:
-        raise VictorError(f"{name}: keeps no visual token", fix="choose 1 or more")
-    if visual is not None and variant.method not in NONE_KEPT and variant.registers > visual:
+    counts = variant.method == VICTOR or variant.way(0).knob == "count"
+    if visual is not None and counts and variant.registers > visual:
         raise VictorError(
             f"{name}: a picture has {visual} visual tokens", fix=f"choose 1 to {visual}"
         )

@@ -286,6 +286,27 @@ class Method(Section, ABC):
         return min(ways, key=lambda way: abs(way.mean(spec) - budget))
 
 
+def checked(kept: Kept, shown: int, method: Method) -> Kept:
+    """Hold a method to what it promises.
+
+    Raises:
+        ValueError: If nothing goes on, or what does is not in order.
+    """
+    index = kept.index
+    if len(index) == 0 and method.may_empty:
+        return kept
+    fine = len(index) > 0
+    if fine:  # all at once: a GPU is waited for
+        inside = (index[0] >= 0) & (index[-1] < shown)
+        fine = bool(inside & (index.diff() > 0).all())
+    if not fine:
+        raise ValueError(
+            f"{type(method).__name__}: `index` must name at least one of {shown} tokens, ascending,"
+            f" each once, and is {index.tolist()[:9]}"
+        )
+    return kept
+
+
 def top(score: Tensor, count: int) -> Tensor:
     """Find the places of the largest scores, ascending; of equal ones the first [count].
 

@@ -3,18 +3,18 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from typing import Any
 from zlib import crc32
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from victorctl.methods.base import Kept, Method, Prompt
+from victorctl.errors import VictorError
+from victorctl.methods.base import Method, Prompt, checked
 from victorctl.methods.seeing import Seeing
-from victorctl.methods.watching import Watch
+from victorctl.methods.watching import Watch, attention_of
 from victorctl.modeling_victor import (
     CACHE,
     VISUAL,
@@ -34,6 +34,9 @@ class Engine:
     Args:
         method: Decides.
         model: Holds the unconverted weights.
+
+    Raises:
+        VictorError: If the model has not what the method acts on.
     """
 
     def __init__(self, method: Method, model: VictorMixin) -> None:
@@ -41,6 +44,12 @@ class Engine:
         self.depth = len(self.text.layers)
         self.seeing = Seeing(method, model) if method.stage in ("picture", "tower") else None
         own = set(method.before(self.depth))
+        if max(own, default=0) >= self.depth:
+            raise VictorError(
+                f"{type(method).__name__} acts before layer {max(own)}, counted from 0, and the "
+                f"language model has {self.depth}",
+                fix=f"choose a layer below {self.depth}",
+            )
         self.cuts = own | ({0} if self.seeing else set())
         self.edges = sorted({0, self.depth} | self.cuts)
         read = method.reads(self.depth) or [cut - 1 for cut in own if cut > 0]
@@ -58,6 +67,7 @@ class Engine:
             rows: A number for each prompt that does not depend on the prompts beside it.
         """
         victor, self._rows = self.model.victor, rows
+        self.entered = [[0] * self.depth for _ in rows]
         before = victor.inserting
         victor.inserting = False
         victor.detach(self.text.layers)
@@ -89,6 +99,7 @@ class Engine:
             cache.valid = [cache.valid[0]] * (len(self.edges) - 1)
         if images is not None:
             self.entered, self._stores = [[] for _ in hidden], [{} for _ in hidden]
+        ahead = (tokens.position + 1).masked_fill(~tokens.valid, 0).amax(dim=1)
         valid, position = [], None
         for stage, (start, stop) in enumerate(pairwise(self.edges)):
             if images is not None and start in self.cuts:
@@ -106,11 +117,13 @@ class Engine:
                 **{CACHE: None if cache is None else cache.window(start, stop)},
                 **kwargs,
             )
-            hidden = output.last_hidden_state
+            hidden = output.last_hidden_state.to(hidden.device)  # layers may lie on several
             valid.append(tokens.valid)
             position = tokens.position if position is None else position
         if cache is not None:
             cache.record(length, valid, position)
+            if self.method.positions == "original":  # also where a prompt's last tokens are dropped
+                cache.next_position = torch.maximum(cache.next_position, ahead)
             cache.dropped = True
         return BaseModelOutputWithPast(
             last_hidden_state=scatter(hidden, tokens, length), **{CACHE: cache}
@@ -126,7 +139,8 @@ class Engine:
         """Let the method decide about every prompt, and gather what goes on."""
         stays, changed = tokens.valid.clone(), None
         if layer == 0 and self.seeing:
-            stays[(tokens.kind == VISUAL) & tokens.valid] = self.seeing.live()
+            shown = (tokens.kind == VISUAL) & tokens.valid
+            stays[shown] = self.seeing.live(shown)
             if 0 not in self.method.before(self.depth):
                 return keep(hidden, tokens, stays)
             hidden, tokens = keep(hidden, tokens, stays)
@@ -137,8 +151,7 @@ class Engine:
             if len(visual) == 0:
                 continue
             prompt = self._prompt(layer, row, hidden, tokens, columns, visual)
-            kept = self.method.reduce(prompt)
-            _check(kept, len(visual), self.method)
+            kept = checked(self.method.reduce(prompt), len(visual), self.method)
             places = columns[visual]
             stays[row, places] = False
             stays[row, places[kept.index]] = True
@@ -184,30 +197,3 @@ def _counted(cache: VictorCache | None, stage: int, valid: Tensor) -> Tensor:
     if cache is not None and cache.valid:
         start = cache.valid[stage].sum(dim=1)
     return next_positions(start, valid)
-
-
-def _check(kept: Kept, shown: int, method: Method) -> None:
-    """Hold a method to what it promises.
-
-    Raises:
-        ValueError: If nothing goes on, or what does is not in order.
-    """
-    index = kept.index
-    if len(index) == 0 and method.may_empty:
-        return
-    ordered = len(index) > 0 and bool((index.diff() > 0).all())
-    if not ordered or int(index[0]) < 0 or int(index[-1]) >= shown:
-        raise ValueError(
-            f"{type(method).__name__}: `index` must name at least one of {shown} tokens, ascending,"
-            f" each once, and is {index.tolist()[:9]}"
-        )
-
-
-def attention_of(layer: nn.Module) -> nn.Module:
-    """Find the attention of a layer, of the language model or of a tower."""
-    return layer.self_attn if hasattr(layer, "self_attn") else layer.attention
-
-
-def acting(method: Method, model: VictorMixin) -> Any:
-    """Make what enters a method's way, given a number for each prompt; see `Engine.acting`."""
-    return partial(Engine(method, model).acting)

@@ -16,11 +16,15 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from victorctl.errors import VictorError
-from victorctl.methods.base import Inside, Method, Tile
-from victorctl.methods.watching import Watch
+from victorctl.methods.base import Inside, Method, Tile, checked
+from victorctl.methods.watching import Watch, attention_of
 from victorctl.modeling_victor import VictorMixin
 
 NEWLINE = -1  # where a packed row ends
+PATCHES = ("llava", "vipllava", "llava_next", "llava_next_video", "llava_onevision")
+GOLDEN = 0.618033988749895
+TOWERS = ("clip_vision_model", "siglip_vision_model")
+"""Families whose projector makes one token of each patch, and towers whose layers are known."""
 
 
 class Seeing:
@@ -36,27 +40,21 @@ class Seeing:
 
     def __init__(self, method: Method, model: VictorMixin) -> None:
         self.method, self.inner, config = method, model.model, model.config
-        self.tower = getattr(self.inner, "vision_tower", None)
-        self.projector = getattr(self.inner, "multi_modal_projector", None)
-        self.feature_layer = getattr(config, "vision_feature_layer", None)
-        self.whole = getattr(config, "vision_feature_select_strategy", "default") == "full"
-        if self.feature_layer is None or self.projector is None or self.tower is None:
-            raise VictorError(
-                f"{type(method).__name__} acts on a tower's patches one by one, and the projector "
-                f"of {config.model_type} makes tokens of several",
-                fix="choose a method that acts in the language model: victorctl methods",
-            )
+        if config.model_type not in PATCHES:
+            raise self._refused(f"the projector of {config.model_type} makes tokens of several")
+        if config.vision_config.model_type not in TOWERS:
+            raise self._refused(f"this one is a {config.vision_config.model_type}")
+        self.tower, self.projector = self.inner.vision_tower, self.inner.multi_modal_projector
         self.layers = layers_of(self.tower)
-        taken = (
-            self.feature_layer
-            if isinstance(self.feature_layer, int)
-            else max(self.feature_layer, key=lambda at: at % (len(self.layers) + 1))
-        )
-        self.depth = taken % (len(self.layers) + 1)
-        self.taken = taken
+        taken = config.vision_feature_layer
+        self.taken = [taken] if isinstance(taken, int) else [*taken]
+        read = [layer % (len(self.layers) + 1) for layer in self.taken]
+        self.depth = max(read)
+        if any(layer >= min(read) for layer in method.within(self.depth)):
+            raise self._refused(f"{config.model_type} reads some layers before the last is trimmed")
         looks = self.method.looks(self.depth)
         looks = tuple(min(layer, len(self.layers) - 1) for layer in looks)
-        self.watch = Watch({layer: attention(self.layers[layer]) for layer in looks})
+        self.watch = Watch({layer: attention_of(self.layers[layer]) for layer in looks})
         sizes = self.tower.config
         self.side = sizes.image_size // sizes.patch_size
         self.places = self.side**2
@@ -64,6 +62,7 @@ class Seeing:
         self._rows: Sequence[int] = ()
         self._states: Tensor | None = None
         self._live: Tensor | None = None
+        self._loose = False  # whether what is kept has no places of its own
         self._packed: list[Tensor] | None = None
 
     @contextmanager
@@ -83,16 +82,34 @@ class Seeing:
                 hook = partial(self._trim, layer)
                 handle = self.layers[layer].register_forward_pre_hook(hook, with_kwargs=True)
                 stack.callback(handle.remove)
-            if hasattr(self.inner, "pack_image_features"):
-                self.inner.__dict__["pack_image_features"] = self._pack
-                stack.callback(self.inner.__dict__.pop, "pack_image_features")
+            own = {"pack_image_features": self._pack, "get_video_features": self._refuse_video}
+            for name in own.keys() & set(dir(type(self.inner))):
+                self.inner.__dict__[name] = own[name]
+                stack.callback(self.inner.__dict__.pop, name)
             yield
 
-    def live(self) -> Tensor:
-        """Tell which visual tokens of the batch go on, in reading order [v]."""
+    def live(self, visual: Tensor) -> Tensor:
+        """Tell which visual tokens go on of what was seen last, in reading order [v].
+
+        Args:
+            visual: Where the batch has them [b, t].
+
+        Raises:
+            ValueError: If nothing was seen.
+        """
+        if self.method.extras and not bool(visual.any(dim=1).all()):
+            raise self._several("a question without a picture")
+        if self._live is None:
+            raise ValueError(
+                f"{type(self.method).__name__} acts in the vision tower, and got features."
+                "\n  fix: pass pixel_values"
+            )
         if self._packed is None:
-            return self._live.flatten()
-        return torch.cat([self._of_picture(ids) for ids in self._packed])
+            live = self._live.flatten()
+        else:
+            live = torch.cat([self._of_picture(ids) for ids in self._packed])
+        self._live = self._packed = None
+        return live
 
     def _resize(self, _tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Show the tower a smaller picture, where the method asks for one."""
@@ -105,7 +122,8 @@ class Seeing:
         return (smaller.to(pixels), *args[1:]), kwargs | {"interpolate_pos_encoding": True}
 
     def _look(self, _tower: nn.Module, _args: Any, output: Any) -> None:
-        self._states = output.hidden_states[self.taken]  # [tiles, t, c]
+        states = [output.hidden_states[layer] for layer in self.taken]
+        self._states = torch.cat(states, dim=-1)  # [tiles, t, c]
 
     def _trim(
         self, layer: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -115,7 +133,8 @@ class Seeing:
         seen = self._look_ahead(layer, hidden, others, kwargs)
         first, out = int(self._has_class), []
         for number, states in enumerate(hidden[:, first:]):
-            kept = self.method.trim(self._inside(layer, number, states, seen, len(hidden)))
+            inside = self._inside(layer, number, states, seen, len(hidden))
+            kept = checked(self.method.trim(inside), len(states), self.method)
             own = states[kept.index] if kept.states is None else kept.states.to(states)
             out.append(torch.cat([hidden[number, :first], own]))
         return (torch.stack(out), *others), kwargs
@@ -128,7 +147,7 @@ class Seeing:
         if count == 0:
             return None
         last, first = layer + count - 1, int(self._has_class)
-        watch = Watch({last: attention(self.layers[last])})
+        watch = Watch({last: attention_of(self.layers[last])})
         with watch.watching():
             for each in self.layers[layer : layer + count]:
                 hidden = each.forward(hidden, *others, **kwargs)  # past all hooks: it is no pass
@@ -140,24 +159,40 @@ class Seeing:
         self, layer: int, number: int, states: Tensor, seen: Tensor | None, tiles: int
     ) -> Inside:
         own = None if seen is None else seen[number]
-        if self.method.extras and tiles != len(self._rows):
-            raise VictorError(
-                f"{type(self.method).__name__}: {tiles} pictures or tiles for {len(self._rows)} "
-                "questions; what is given for a row is for one picture",
-                fix="ask questions with one picture each, of a model without tiles",
-            )
-        row = self._rows[number] if tiles == len(self._rows) else 0
+        row = self._row(number, tiles) if self.method.extras else 0
         generator = torch.Generator().manual_seed(crc32(f"{self.method.seed} {row}".encode()))
         side = self.side, self.side
         return Inside(layer, self.depth, states, self.places, side, own, row, generator)
 
+    def _row(self, number: int, tiles: int) -> int:
+        """Find the prompt that a picture is in; `live` will see whether each has one."""
+        if tiles != len(self._rows):
+            raise self._several(f"{tiles} pictures or tiles in {len(self._rows)} questions")
+        return self._rows[number]
+
+    def _several(self, found: str) -> VictorError:
+        return VictorError(
+            f"{type(self.method).__name__}: {found}; what is given for a row is for one picture",
+            fix="ask questions with one picture each, of a model without tiles",
+        )
+
+    def _refuse_video(self, *_args: Any, **_kwargs: Any) -> None:
+        raise self._refused("videos are not tried")
+
+    def _refused(self, why: str) -> VictorError:
+        return VictorError(
+            f"{type(self.method).__name__} acts on a tower's patches one by one, and {why}",
+            fix="choose a method that acts in the language model: victorctl methods",
+        )
+
     def _choose(self, _projector: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Ask the method about every tile, and put what it keeps into places of its patches."""
         features, *others = args
-        out, live = [], []
+        out, live, self._packed = [], [], None
         places = max(self.places, features.shape[1])
         for number, tile in enumerate(features):
-            kept = self.method.see(self._tile(number, tile))
+            kept = checked(self.method.see(self._tile(number, tile)), len(tile), self.method)
+            self._loose = kept.states is not None or len(tile) < places
             own = torch.zeros(places, dtype=torch.bool, device=tile.device)
             own[kept.index] = True
             states = tile[kept.index] if kept.states is None else kept.states
@@ -189,22 +224,30 @@ class Seeing:
         start, numbers = 0, []
         for tiles in features:
             count = tiles[..., 0].numel()
-            ids = torch.arange(start, start + count, dtype=torch.float64, device=tiles.device)
-            numbers.append(ids.view(*tiles.shape[:-1], 1))
+            ids = torch.arange(start, start + count, device=tiles.device).view(tiles.shape[:-1])
+            numbers.append(torch.stack([ids.float(), _mark(ids)], dim=-1))
             start += count
         marked = dict(kwargs)
         if marked.get("image_newline") is not None:
-            marked["image_newline"] = torch.full((1,), NEWLINE, dtype=torch.float64).to(ids)
+            marked["image_newline"] = torch.full_like(numbers[0][0, 0], NEWLINE)
         packed, _ = pack(self.inner, numbers, *args, **marked)
-        ids = torch.cat([each[..., 0] for each in packed])
-        if not torch.equal(ids, ids.round()):
-            raise VictorError(
-                f"{type(self.method).__name__}: the model shrinks a picture of so many tiles, which "
-                "mixes its patches",
-                fix="choose a method that acts in the language model: victorctl methods",
-            )
         self._packed = [each[..., 0].long() for each in packed]
-        return pack(self.inner, features, *args, **kwargs)
+        ids, marks = torch.cat(self._packed), torch.cat([each[..., 1] for each in packed])
+        if not bool(((_mark(ids) == marks) | (ids == NEWLINE)).all()):
+            raise self._refused("the model shrinks a picture of so many tiles, which mixes them")
+        return pack(self.inner, self._inside_picture(features, ids), *args, **kwargs)
+
+    def _inside_picture(self, features: Sequence[Tensor], ids: Tensor) -> Sequence[Tensor]:
+        """Put what has no place of its own into places that are not cut off with the padding."""
+        there = torch.zeros_like(self._live.flatten()).index_fill(0, ids[ids != NEWLINE], True)
+        out = torch.cat([*features])
+        for tile, own in enumerate(there.view_as(self._live)):
+            if self._loose and not own.all():
+                count = int(self._live[tile].sum())
+                places = own.nonzero().squeeze(1)[:count]
+                out[tile, places] = out[tile, : len(places)].clone()
+                self._live[tile] = torch.zeros_like(own).index_fill(0, places, True)
+        return out.split([len(tiles) for tiles in features])
 
     def _of_picture(self, ids: Tensor) -> Tensor:
         """Tell what goes on of a packed picture: a row's end does if a token of the row does."""
@@ -228,6 +271,6 @@ def layers_of(tower: nn.Module) -> nn.ModuleList:
     return encoder.layers
 
 
-def attention(layer: nn.Module) -> nn.Module:
-    """Find the attention of a tower's layer."""
-    return layer.self_attn if hasattr(layer, "self_attn") else layer.attention
+def _mark(ids: Tensor) -> Tensor:
+    """Give every number another, such that no mean of several has the one of their mean."""
+    return (ids.float() * GOLDEN).frac()

@@ -1,7 +1,8 @@
 """Attention rows of any layer, whatever computes its attention: from its own queries and keys."""
 
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ class Seen:
         key: [b, heads, t, e]; heads that share keys have copies of them.
         scaling: Of the products.
         softcap: Bound of the scaled products, where there is one.
+        window: How many tokens a token sees, itself included, where that is bounded.
         mask: The layer's own, added to the products [b or 1, 1, t, t], or what may be seen, if it
             has four dimensions; None where the caller knows what may be seen.
     """
@@ -31,6 +33,7 @@ class Seen:
     key: Tensor
     scaling: float
     softcap: float | None
+    window: int | None
     mask: Tensor | None
 
     def rows(self, row: int, queries: Tensor, allowed: Tensor | None = None) -> Tensor:
@@ -57,6 +60,9 @@ class Seen:
             else:
                 scores = scores + mask.float()
         elif allowed is not None:
+            if self.window is not None:
+                column = torch.arange(scores.shape[-1], device=scores.device)
+                allowed = allowed & (column > queries[:, None] - self.window)
             scores = scores.masked_fill(~allowed, -torch.inf)
         return scores.softmax(dim=-1)
 
@@ -68,8 +74,11 @@ class Watch:
         attentions: The attention module of each layer that is watched, by the layer's number.
     """
 
-    open: ClassVar[dict[int, tuple["Watch", int, str]]] = {}
-    """Who watches an attention module, by its identity, and what it computes with."""
+    open: ClassVar[dict[int, list[tuple["Watch", int]]]] = {}
+    """Who watches an attention module, by its identity, and as which layer."""
+
+    config: ClassVar[dict[int, Any]] = {}
+    """What a watched module was set to."""
 
     def __init__(self, attentions: Mapping[int, nn.Module]) -> None:
         self.attentions = attentions
@@ -78,19 +87,25 @@ class Watch:
     @contextmanager
     def watching(self) -> Iterator["Watch"]:
         """Note queries and keys until the end; what is computed stays the same."""
-        before = {}
-        for layer, module in self.attentions.items():
-            before[layer] = module.config
-            Watch.open[id(module)] = self, layer, module.config._attn_implementation
+        with ExitStack() as stack:
+            stack.callback(self.seen.clear)
+            for layer, module in self.attentions.items():
+                self._open(layer, module)
+                stack.callback(self._close, layer, module)
+            yield self
+
+    def _open(self, layer: int, module: nn.Module) -> None:
+        if id(module) not in Watch.open:
+            Watch.config[id(module)] = module.config
             module.config = copy(module.config)
             module.config._attn_implementation_internal = WATCHED
-        try:
-            yield self
-        finally:
-            for layer, module in self.attentions.items():
-                module.config = before[layer]
-                del Watch.open[id(module)]
-            self.seen.clear()
+        Watch.open.setdefault(id(module), []).append((self, layer))
+
+    def _close(self, layer: int, module: nn.Module) -> None:
+        Watch.open[id(module)].remove((self, layer))
+        if not Watch.open[id(module)]:
+            module.config = Watch.config.pop(id(module))
+            del Watch.open[id(module)]
 
 
 def _attend(
@@ -102,26 +117,31 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Note what is compared during a prefill, and let the usual attention do its work."""
-    watch, layer, name = Watch.open[id(module)]
     if query.shape[2] > 1 and query.shape[2] == key.shape[2]:
         shared = query.shape[1] // key.shape[1]
-        watch.seen[layer] = Seen(
+        seen = Seen(
             query,
             key.repeat_interleave(shared, dim=1),
             kwargs.get("scaling") or query.shape[-1] ** -0.5,
             kwargs.get("softcap"),
+            kwargs.get("sliding_window"),
             attention_mask if attention_mask is not None and attention_mask.dim() == 4 else None,
         )
-    eager = import_eager(module)
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
+        for watch, layer in Watch.open[id(module)]:
+            watch.seen[layer] = seen
+    name = Watch.config[id(module)]._attn_implementation
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_of(module))
     return attend(module, query, key, value, attention_mask, **kwargs)
 
 
-def import_eager(module: nn.Module) -> Any:
+def eager_of(module: nn.Module) -> Any:
     """Find the eager attention of the file that a module's class comes from."""
-    import sys
-
     return sys.modules[type(module).__module__].eager_attention_forward
+
+
+def attention_of(layer: nn.Module) -> nn.Module:
+    """Find the attention of a layer, of the language model or of a tower."""
+    return layer.self_attn if hasattr(layer, "self_attn") else layer.attention
 
 
 ALL_ATTENTION_FUNCTIONS.register(WATCHED, _attend)

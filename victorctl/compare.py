@@ -1,0 +1,328 @@
+"""Methods beside Victor: the same questions, the same weights, the same mean tokens per layer."""
+
+import json
+import shlex
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from victorctl import checkpoint, cost, lineage, measures, plots, standings
+from victorctl.answering import BASE
+from victorctl.asking import Asking
+from victorctl.contestants import Field, check_base, enter
+from victorctl.errors import VictorError
+from victorctl.evaluation import attention_of, dtype_of, fitting, known_answers, leaving
+from victorctl.files import write_whole
+from victorctl.findings import Finding, mean_interval, mean_score
+from victorctl.folders import check_output, writing
+from victorctl.methods.base import Spec
+from victorctl.notebook import Notebook
+from victorctl.questions import Size, prepare
+from victorctl.recipe import Recipe, Run
+from victorctl.runtime import resolve, say, seed_everything, set_threads, versions
+from victorctl.tasks import Task, check_asked, open_tasks
+from victorctl.timing import PREFILL, prefills, speed
+from victorctl.variants import VICTOR
+from victorctl.ways import VICTOR_SOURCE, Aim, Models, Way, chosen
+
+SEVERAL = 16  # questions answered at once where speed is measured
+REPORT = "compare.json"
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """Everything that a comparison is made of.
+
+    Args:
+        folder: Of the model.
+        recipe: Sections `eval` and `compare`, and the seed.
+        run: Where and on what.
+        out: Folder of the report.
+        tasks: What is asked.
+        field: The model and its base.
+        aims: Every method at every budget, in the order of the budgets.
+        hashes: Of the model's base's files.
+    """
+
+    folder: Path
+    recipe: Recipe
+    run: Run
+    out: Path
+    tasks: list[Task]
+    field: Field
+    aims: list[Aim]
+    hashes: Mapping[str, str]
+
+    @property
+    def ways(self) -> dict[str, Way]:
+        """Everybody who is asked, once each, by name."""
+        return {aim.way.name: aim.way for aim in self.aims}
+
+
+def compare(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
+    """Bring methods to the same budgets, and measure what each keeps and what it costs.
+
+    Args:
+        model: A folder that `convert` or `finetune` wrote.
+        recipe: Sections `eval` (what is asked) and `compare`, and the seed.
+        run: Where and on what. `out` is `MODEL/compare` if not given; `resume` goes on with a
+            comparison that was interrupted.
+
+    Returns:
+        The keys of `compare --json`.
+
+    Raises:
+        VictorError: If there is no such method or setting, or the data, the folder or the base do
+            not fit.
+    """
+    started = time.perf_counter()
+    names = chosen(recipe.compare.methods)
+    check_asked(recipe.eval)
+    checkpoint.read_victor_config(model)
+    check_base(recipe, run)
+    out = run.out or model / "compare"
+    _check_output(out)
+    notebook = Notebook(out.resolve().with_name(f"{out.resolve().name}.answers"))
+    resume = notebook.check(run, out / REPORT)
+    set_threads(run.threads)
+    resolve(run)
+    seed_everything(recipe.seed)
+    tasks = open_tasks(recipe.eval, quiet=run.quiet)
+    say(f"hashing and loading {model}", quiet=run.quiet)
+    hashes = checkpoint.hash_base(model)
+    field = enter(model, recipe, run, hashes)
+    aims = list(
+        _models(field, tasks, recipe).aims(names, recipe.compare.budgets, recipe.compare.settings)
+    )
+    whole = Comparing(model, recipe, run, out, tasks, field, aims, hashes)
+    with leaving(notebook, run), notebook.running(_identity(whole), resume=resume):
+        findings = _ask(whole, notebook)
+        result = _measure(whole, findings)
+        result["seconds"] = time.perf_counter() - started
+        _write(whole, result)
+        notebook.finish()
+    return result
+
+
+def _check_output(out: Path) -> None:
+    """Let an earlier comparison be replaced, and nothing else."""
+    earlier = (out / REPORT).is_file() and not (out / "config.json").exists()
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not earlier):
+        problem = f"{out}: holds something else than a comparison"
+        raise VictorError(problem, fix="choose another --out")
+    check_output(out, overwrite=True)
+
+
+def _models(field: Field, tasks: Sequence[Task], recipe: Recipe) -> Models:
+    """Find out what budgets are solved for: the visual tokens of the first picture.
+
+    Raises:
+        VictorError: If no base's weights are there for methods to act on, or no picture.
+    """
+    if field.base is None or field.base.native:
+        who = "--base none" if field.base is None else field.base.name
+        raise VictorError(
+            f"{who}: methods act on the base's weights inside a Victor model, and this is none",
+            fix="give --base the folder that `victorctl convert` made, or leave --base out",
+        )
+    asked = (one for task in tasks for one in task.questions)
+    pictured = next((one for one in asked if one.row.images), None)
+    if pictured is None:
+        fix = "ask about pictures: --data demo:test"
+        raise VictorError("no question has a picture, so there is nothing to spend", fix=fix)
+    (size,) = prepare([pictured], field.greedy.processor, pictures=True).sizes
+    layers = field.model.config.get_text_config().num_hidden_layers
+    spec = Spec(size.visual // size.images, layers)
+    return Models(field.model, field.base.model, spec, recipe.seed)
+
+
+def _identity(whole: Comparing) -> dict[str, Any]:
+    """What a resumed comparison must share with the one it continues."""
+    shared = {
+        "model": lineage.weights_sha256(whole.folder, whole.hashes),
+        "base": whole.field.base.identity["sha256"],
+        "SHA-256 of the data": {task.name: task.sha256 for task in whole.tasks},
+        "questions": {task.name: len(task.asked) for task in whole.tasks},
+        "methods": list(whole.ways),
+        "seed": whole.recipe.seed,
+        "dtype": dtype_of(whole.field),
+        "attention": attention_of(whole.field),
+    }
+    return json.loads(json.dumps(shared))
+
+
+def _ask(whole: Comparing, notebook: Notebook) -> list[Finding]:
+    """Put all questions to the base and to every way."""
+    field, section = whole.field, whole.recipe.eval
+    everyone = {BASE: field.base.contestant()}
+    everyone |= {name: way.contestant for name, way in whole.ways.items()}
+    found = []
+    for task in whole.tasks:
+        known = known_answers(field, section, task.longest)
+        asking = Asking(
+            everyone, field.greedy, section.batch_size, task.longest, known, quiet=whole.run.quiet
+        )
+        with fitting(section.batch_size):
+            answers = asking.ask_on(task.name, task.questions, notebook)
+        found.append(Finding(task, answers, whole.recipe.seed))
+    return found
+
+
+def _measure(whole: Comparing, findings: Sequence[Finding]) -> dict[str, Any]:
+    """Turn answers into numbers, and measure speeds."""
+    spent = {name: _spent(whole, way, findings) for name, way in whole.ways.items()}
+    base = _spent(whole, None, findings)
+    seconds = _speeds(whole)
+    rows = [_row(aim, spent[aim.way.name], seconds, findings) for aim in whole.aims]
+    settings = {
+        "model": whole.folder.resolve().name,
+        "base": whole.field.base.name,
+        "base_intact": lineage.base_intact(whole.folder, whole.hashes),
+        **whole.recipe.compare.model_dump(),
+        **whole.recipe.eval.model_dump(exclude={"data_dir", "baselines", "registers"}),
+        "seed": whole.recipe.seed,
+        "dtype": dtype_of(whole.field),
+        "attention": attention_of(whole.field),
+        "device": str(whole.field.model.device),
+        "versions": versions(),
+        "command": _command(whole),
+    }
+    accuracy = mean_score(findings, next(iter(whole.ways)))["base"]
+    return {
+        "questions": sum(len(finding.task.asked) for finding in findings),
+        "base": {"accuracy": accuracy, **base, "seconds": seconds.get(BASE)},
+        "rows": rows,
+        "standings": standings.sentences(rows, findings),
+        "plot": str(whole.out / "pareto.png") if any(row["kept"] for row in rows) else None,
+        "weights_sha256": lineage.weights_sha256(whole.folder, whole.hashes),
+        "settings": settings,
+    }
+
+
+def _command(whole: Comparing) -> str:
+    """Write the command that repeats this, but for what only sets it up otherwise."""
+    section = whole.recipe.compare
+    asked = whole.recipe.eval
+    what = (
+        ["--data", Path(asked.data).name if Path(asked.data).exists() else asked.data]
+        if (asked.data)
+        else ["--benchmarks", ",".join(asked.benchmarks)]
+    )
+    words = ["victorctl", "compare", whole.folder.resolve().name, *what]
+    words += ["--methods", ",".join(section.methods)]
+    words += ["--budgets", ",".join(f"{budget}" for budget in section.budgets)]
+    if asked.limit is not None:
+        words += ["--limit", str(asked.limit)]
+    return shlex.join([*words, "--seed", str(whole.recipe.seed)])
+
+
+def _spent(whole: Comparing, way: Way | None, findings: Sequence[Finding]) -> dict[str, Any]:
+    """Average what a question costs: of methods as it was counted while they acted."""
+    each = [_spent_on(whole, way, finding) for finding in findings]
+    return {key: fmean(one[key] for one in each) for key in each[0]}
+
+
+def _spent_on(whole: Comparing, way: Way | None, finding: Finding) -> dict[str, Any]:
+    shape = cost.shape_of(whole.field.base.model.config)
+    entered = finding.answers.entered.get(way.name) if way else None
+    sizes = finding.answers.sizes
+    if entered is None:
+        entered = [_entering(shape.layers, way, size) for size in sizes]
+    loads = Counter((tuple(visual), size.text) for visual, size in zip(entered, sizes, strict=True))
+    counted = [
+        {
+            "mean_visual_tokens": fmean(visual),
+            "prefill_flops": cost.prefill_flops(shape, [count + text for count in visual]),
+            "cache_bytes": cost.cache_bytes(shape, [count + text for count in visual]),
+        }
+        for visual, text in loads
+    ]
+    weights = list(loads.values())
+    found = {key: fmean([one[key] for one in counted], weights) for key in counted[0]}
+    if way is not None and way.method == VICTOR:
+        registers = way.settings["registers"] * fmean(size.images for size in sizes)
+        victor = whole.field.model.config.victor
+        found["prefill_flops"] += measures.adapter_flops(shape, victor, registers)
+    return found
+
+
+def _entering(layers: int, way: Way | None, size: Size) -> tuple[int, ...]:
+    """Count the visual tokens that enter each layer of the base, or of Victor."""
+    k, registers = (
+        (layers, 0) if way is None else (way.settings["layer"], way.settings["registers"])
+    )
+    return cost.tokens_per_layer(
+        layers, k, visual=size.visual, registers=registers * size.images, text=0
+    )
+
+
+def _row(
+    aim: Aim,
+    spent: Mapping[str, Any],
+    seconds: Mapping[str, Mapping[str, float]],
+    findings: Sequence[Finding],
+) -> dict[str, Any]:
+    way, score = aim.way, mean_score(findings, aim.way.name)
+    times, base = seconds.get(way.name, {}), seconds.get(BASE, {})
+    own = way.own
+    return {
+        "method": way.method,
+        "budget": aim.budget,
+        "reached": aim.reached(spent["mean_visual_tokens"]),
+        **spent,
+        "accuracy": score["model"],
+        "kept": measures.share(**score),
+        "interval": mean_interval(findings, way.name),
+        **{f"{name}_speedup": base[name] / times[name] if name in times else None
+           for name in standings.SPEEDS},
+        "settings": dict(way.settings),
+        "stage": "layers" if own is None else own.stage,
+        "source": VICTOR_SOURCE if own is None else own.source,
+        "unverified": [] if own is None else list(own.unverified),
+        "name": way.name,
+    }  # fmt: skip
+
+
+def _speeds(whole: Comparing) -> dict[str, dict[str, float]]:
+    """Time everybody by turns: the prefill, and answers of two lengths."""
+    section, field = whole.recipe.eval, whole.field
+    if section.repeats == 0:
+        return {}
+    asked = [one for task in whole.tasks for one in task.questions if one.row.images]
+    asked = asked[: min(SEVERAL, section.batch_size)]
+    everyone = {BASE: field.base.contestant()}
+    everyone |= {name: way.contestant for name, way in whole.ways.items()}
+    seeing = {name: who for name, who in everyone.items() if who.pictures}
+    several = prepare(asked, field.greedy.processor, pictures=True)
+    one = prepare(asked[:1], field.greedy.processor, pictures=True)
+    with fitting(section.batch_size):
+        by_name = speed(
+            seeing, one=one, several=several, greedy=field.greedy, repeats=section.repeats,
+            quiet=whole.run.quiet,
+        )  # fmt: skip
+        found = {name: {what: of[name] for what, of in by_name.items()} for name in seeing}
+        if blind := {name: who for name, who in everyone.items() if not who.pictures}:
+            texts = prepare(asked, field.greedy.processor, pictures=False)
+            timed = prefills(
+                {BASE: everyone[BASE], **blind}, {True: several, False: texts},
+                repeats=section.repeats,
+            )  # fmt: skip
+            ratio = found[BASE][PREFILL] / timed[BASE]  # by turns with the base, as the others were
+            found |= {name: {PREFILL: timed[name] * ratio} for name in blind}
+    return found
+
+
+def _write(whole: Comparing, result: Mapping[str, Any]) -> None:
+    """Write the numbers and the plot."""
+    say("writing the comparison", quiet=whole.run.quiet)
+    with writing(whole.out, overwrite=True) as folder:
+        text = json.dumps({"schema": "victorctl/compare/1", **result}, indent=1)
+        write_whole(folder / REPORT, f"{text}\n".encode())
+        if result["plot"]:
+            figures = [plots.pareto(result, plots.Palette()) for _ in range(2)]
+            write_whole(folder / "pareto.png", plots.png(figures[0]))
+            write_whole(folder / "pareto.svg", plots.svg(figures[1], "pareto").encode())
