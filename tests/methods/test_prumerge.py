@@ -4,11 +4,11 @@
 
 Faults planted in prumerge.py, each caught here: attention head by head; scaled by a head's width;
 made to sum to one over the patches; the class token's column counted as a patch; queries' likeness
-instead of keys'; dot product instead of cosine; a patch among its own neighbours; none of the
-kept among them; neighbours not weighted, averaged, weights made to sum to one, or the patch itself
-left out; the rest averaged, in front, missing, or of all patches; ascending order; another layer; quartiles without
-interpolation; fence from the median; nothing kept; samples re-sorted, twice, with the last patch,
-at a rounded step or at none; plan without the rest.
+instead of keys'; dot product instead of cosine; a patch among its own neighbours; none of the kept
+among them; neighbours not weighted, averaged, weights made to sum to one, or the patch itself left
+out; the rest averaged, in front, missing, or of all patches; ascending order; another layer;
+quartiles without interpolation; fence from the median; nothing kept; samples re-sorted, twice, with
+the last patch, at a rounded step or at none; plan without the rest.
 """
 
 import math

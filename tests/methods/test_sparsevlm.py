@@ -8,12 +8,12 @@ stage; every word a rater, or the last; raters not moved when tokens are dropped
 head; a rater's best instead of the mean; a layer later; order of the scores; budgets of another
 stage, or not by the size of the picture; the tokens left, not those there were, as this size;
 merged: the least of the pruned, all of them, one fewer; clusters by tenths of the pruned, one
-fewer; the token left out of its neighbours; one neighbour more; densities of distances that are
-not squared; width left out; nearest denser taken for the nearest, or the nearest less dense; the densest
-left without distance; centres by density alone; nearest by the cosine; a centre in another's cluster;
-random numbers that differ between calls; sum for mean; merged in front, or among the kept; v2 that
-merges, or has all heads; rank unscaled, rounded, uncapped; a budget sought up to the tokens of
-a small picture; plan without the merged.
+fewer; the token left out of its neighbours; one neighbour more; densities of distances that are not
+squared; width left out; nearest denser taken for the nearest, or the nearest less dense; the
+densest left without distance; centres by density alone; nearest by the cosine; a centre in
+another's cluster; random numbers that differ between calls; sum for mean; merged in front, or among
+the kept; v2 that merges, or has all heads; rank unscaled, rounded, uncapped; a budget sought up to
+the tokens of a small picture; plan without the merged.
 """
 
 import math
