@@ -3,7 +3,8 @@
 Faults planted in elip.py, each caught here: either head alone; order of the scores; merged token
 in front; a plain mean; a sum; weights that do not sum to one; weights of all patches; counts as
 shares of what is left instead of what there was, and rounded up; a stage's share for another's;
-the last stages of a shallow tower taken for the first; looking ahead by no layer; without the merged token, and with more than there were.
+the last stages of a shallow tower taken for the first; looking ahead by no layer, or by as many in
+any tower; plan without the merged token, and with more than there were.
 """
 
 import pytest

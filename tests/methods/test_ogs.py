@@ -21,11 +21,11 @@ from victorctl.methods.base import Spec
 from victorctl.methods.ogs import OGS, heat_of
 
 
-def kept_of(boxes, side, folder, *, count, seed=0, name="cat"):
+def kept_of(boxes, side, folder, *, count, seed=0):
     file = folder / f"{count}-{len(list(folder.iterdir()))}.json"
-    file.write_text(json.dumps({"dog": [[0, 0, 0.1, 0.1]], name: boxes}))
+    file.write_text(json.dumps({"dog": [[0, 0, 0.1, 0.1]], "cat": boxes}))
     states = torch.rand(side[0] * side[1], 2)
-    shown = inside(states, layer=0, side=side, row=crc32(name.encode()), seed=seed)
+    shown = inside(states, layer=0, side=side, row=crc32(b"cat"), seed=seed)
     kept = OGS(count=count, boxes=str(file)).trim(shown)
     assert kept.states is None
     return kept.index.tolist()
@@ -143,7 +143,10 @@ def test_it_trims_before_the_tower_and_a_budget_is_met():
         '{"cat": [[0, 0, true, 1]]}',
         '{"cat": [[0, 0, 1, null]]}',
         '{"cat": [[0, 0, NaN, 1]]}',
-        '{"cat": [[0, 0, -0.5, 1]]}',
+        '{"cat": [[0, NaN, 1, 1]]}',
+        '{"cat": [[0, 0, 1, NaN]]}',
+        '{"cat": [[0, 0, 1, Infinity]]}',
+        '{"cat": [[0.5, 0, -0.0005, 1]]}',
         '{"cat": [[-0.5, 0, 0.7, 1]]}',
         '{"cat": [[0.5, 0, 0.7, 1]]}',
         '{"cat": [[0, 0.5, 1, 0.7]]}',

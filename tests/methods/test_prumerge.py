@@ -4,11 +4,11 @@
 
 Faults planted in prumerge.py, each caught here: attention head by head; scaled by a head's width;
 made to sum to one over the patches; the class token's column counted as a patch; queries' likeness
-instead of keys'; dot product instead of cosine; a patch among its own neighbours; neighbours of
-the kept alone; neighbours not weighted, averaged, or taken from what was merged already; the rest
-averaged, in front, or of all patches; ascending order; another layer; quartiles without
-interpolation; fence from the median; nothing kept; samples re-sorted, twice, with the last patch,
-at a rounded step or at none; plan without the rest.
+instead of keys'; dot product instead of cosine; a patch among its own neighbours; none of the kept
+among them; neighbours not weighted, averaged, weights made to sum to one, or the patch itself left
+out; the rest averaged, in front, missing, or of all patches; ascending order; another layer;
+quartiles without interpolation; fence from the median; nothing kept; samples re-sorted, twice, with
+the last patch, at a rounded step or at none; plan without the rest.
 """
 
 import math
@@ -91,7 +91,7 @@ def test_one_patch_is_kept_even_if_none_stands_out(last):
 
 
 def test_quartiles_lie_between_patches():
-    # At places 1.75 and 5.25 of 0 to 7: 2.75 and 7.475. Whole places would be 2 and 6, or 3 and 11.9.
+    # At places 1.75 and 5.25 of 0 to 7: 2.75 and 7.475. Whole places have 2 and 6, or 3 and 11.9.
     attention = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 11.9, 12.2])
 
     assert PruMerge().outliers(attention) == 1  # above 14.56: none

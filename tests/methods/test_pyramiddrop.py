@@ -3,7 +3,8 @@
 Faults planted in pyramiddrop.py, each caught here: first query; one head; best head; order of the
 scores; a share of all tokens instead of those left; a share dropped instead of kept; stages not
 moved to the depth of the model; a stage before the first layer, which nothing was seen in; the
-same layer twice; plan cut a layer late; shares above 1 to 100 per cent left out of `fit`.
+same layer twice; another layer's attention; plan cut a layer late; `fit` that tries no share larger
+than the number of a small picture's tokens.
 """
 
 import pytest

@@ -111,8 +111,8 @@ def _is_box(box: Any) -> bool:
     if not isinstance(box, list) or [type(edge) in (int, float) for edge in box] != [True] * 4:
         return False
     left, top, wide, high = box
-    whole = all(math.isfinite(edge) and edge >= -EDGE for edge in box)
-    return whole and wide >= 0 <= high and max(left + wide, top + high) <= 1 + EDGE
+    room = left, top, 1 - left - wide, 1 - top - high  # at each edge
+    return all(length >= 0 for length in (wide, high, *(space + EDGE for space in room)))
 
 
 def heat_of(boxes: Sequence[Sequence[float]], side: tuple[int, int]) -> Tensor:
