@@ -1,6 +1,13 @@
 """What holds for every method, in every family that it can act in.
 
-Faults planted and caught: TODO
+Faults planted and caught: padding forgotten where places are marked; pictures of other prompts
+counted; a draw by the place in the batch; attention of another row; what a method notes shared by
+rows; merged states in the first places; one layer late. Compact positions ignored, counted from
+other layers, or not counted on; the next position forgotten; late layers behind the early mask;
+padding charged. Registers, or hooks, that stay off, hooks that stay on, packing that stays ours.
+In the tower: tiles in another order, features put in as they were, looking ahead through hooks,
+videos, mixing projectors and early layers let in, boxes of another row. Of tiles: rows' ends that
+always go on, or never, or with the picture as a whole; merged tokens cut off with the padding.
 """
 
 import pytest
@@ -161,6 +168,9 @@ def dropping_is_masking(made, way):
 def nothing_is_left_behind(made, way):
     """Two runs are equal, and the model is Victor again afterwards, whatever happened."""
     batch, rows = inputs(made, *way.prompts), ROWS[: len(way.prompts)]
+    made.victor.victor.attach(
+        made.victor.get_decoder().layers
+    )  # whatever the laws before have left
     with torch.no_grad():
         victor = made.victor(**batch).logits
     first, second = (
