@@ -47,6 +47,7 @@ READ_BY = {  # sections of the recipe, and the stages whose results they change
     "convert": ("convert",),
     "train": ("finetune",),
     "eval": ("eval",),
+    "compare": ("compare",),
 }
 KEPT = {  # what a study keeps of each run
     "convert": ("registers", "drop_layer", "positions", "init"),

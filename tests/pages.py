@@ -8,7 +8,7 @@ from typing import get_args
 
 from typer.models import ArgumentInfo
 
-from tests import benchmark_pages, estimate_pages
+from tests import benchmark_pages, compare_pages, estimate_pages
 from tests.result_pages import (
     DOCS,
     converting,
@@ -49,6 +49,7 @@ def blocks() -> dict[Path, str]:
         for name, group in groups.items()
     }
     pages[DOCS / "commands" / "families.md"] += "\n\n" + join(kinds(), backbones())
+    pages[DOCS / "commands" / "methods.md"] += "\n\n" + compare_pages.methods()
     texts = {name: do.__doc__ for name, do in commands(cli.app).items()}
     texts |= {group: app.info.help for group, app in GROUPS.items()}
     about = [
@@ -69,6 +70,8 @@ def blocks() -> dict[Path, str]:
         shown = join(shown, speeds(lines(measured_by_bench)))
     if file_of("bench-train").exists():
         shown = join(shown, training_steps(stored("bench-train")["runs"]))
+    if file_of("demo-compare").exists():
+        shown = join(shown, compare_pages.comparison("demo"))
     pages[DOCS / "results.md"] = join(shown, converting(stored("converting")))
     pages[DOCS / "benchmarks.md"] = benchmark_pages.block(table)
     pages[DOCS / "estimate.md"] = estimate_pages.block(table, file_of("estimate"))
@@ -83,6 +86,7 @@ def blocks() -> dict[Path, str]:
             read,
             *studies("smol"),
             typed({"base": base, **real}),
+            *([compare_pages.comparison("smol")] if file_of("smol-compare").exists() else []),
         )
     return pages
 

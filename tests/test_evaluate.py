@@ -200,7 +200,8 @@ def test_settings_say_what_was_measured_and_how(measured, place):
     assert found["threads"] == torch.get_num_threads()
     assert (found["seed"], found["batch_size"], found["speed_batch_size"]) == (4, 4, 4)
     assert found["command"] == (
-        "victorctl eval model --data data.json --set eval.batch_size=4 --set eval.max_new_tokens=3 "
+        "victorctl eval model --data data/data.json --set eval.batch_size=4 "
+        "--set eval.max_new_tokens=3 "
         "--set eval.baselines=true --set eval.repeats=1 --seed 4 --device cpu"
     )
     assert str(place) not in (folder / "report.json").read_text()
@@ -217,7 +218,7 @@ def test_the_command_repeats_what_was_typed(place, fast, tmp_path):
     found = evaluate(place / "model", recipe=settings(data, *more), run=run)["settings"]
 
     assert found["command"] == (
-        "victorctl eval model --data data.json --set eval.limit=1 --set eval.batch_size=4 "
+        "victorctl eval model --data data/data.json --set eval.limit=1 --set eval.batch_size=4 "
         "--set eval.max_new_tokens=3 --set eval.repeats=1 --seed 3 --base source --device cpu "
         f"--dtype bf16 --attn eager --threads {torch.get_num_threads()}"
     )

@@ -284,3 +284,10 @@ def test_a_folder_is_replaced_by_whatever_path_it_is_named(tmp_path, monkeypatch
     (tmp_path / "model" / "README.md").write_text("Mine.")
     with pytest.raises(VictorError, match=r"holds more than victorctl wrote there: README.md"):
         check_output(Path(place), overwrite=True)
+
+
+def test_a_device_in_the_place_is_refused_and_stays(tmp_path):
+    os.mkfifo(tmp_path / "out")
+    with pytest.raises(VictorError, match="out: a file stands there"):
+        check_output(tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out").is_fifo()

@@ -60,7 +60,7 @@ def test_of_a_base_that_is_never_right_nothing_can_be_kept():
 def test_where_there_is_no_interval_it_is_said():
     said = sentence(evaluation(interval=None))
 
-    assert "97.3 % of its base's accuracy (too few pictures for an interval) at" in said
+    assert "97.3 % of its base's accuracy (no interval: too few pictures, or all alike) at" in said
 
 
 def test_one_is_not_called_several():

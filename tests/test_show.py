@@ -175,7 +175,7 @@ def test_places_where_something_would_be_lost_are_refused_before_anything_is_loa
     for out, sentence in {
         model / "a.png": r"lies in .*victor, which is read",
         tmp_path / "a.jpg": r"a PNG is drawn\n  fix: use --out a\.png",
-        tmp_path / "folder.png": "a folder stands there",
+        tmp_path / "folder.png": "no file stands there",
         picture: "this is the picture that is asked about",
     }.items():
         with pytest.raises(VictorError, match=sentence):

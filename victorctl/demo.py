@@ -49,7 +49,7 @@ def demo(*, run: Run, steps: int | None = None) -> dict[str, Any]:
     started = time.perf_counter()
     out = run.out or DEFAULT_OUT
     foreign = {path.name for path in out.iterdir()} - PARTS if out.is_dir() else set()
-    if foreign or out.is_file():
+    if foreign or (out.exists() and not out.is_dir()):
         raise VictorError(
             f"{out}: holds more than an earlier demo ({', '.join(sorted(foreign)) or 'a file'})",
             fix="choose another --out",

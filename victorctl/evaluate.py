@@ -93,7 +93,7 @@ def _output(model: Path, recipe: Recipe, run: Run) -> Path:
     check_base(recipe, run)
     out = run.out or model / "eval"
     earlier = (out / "report.json").is_file() and not (out / "config.json").exists()
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not earlier):
+    if out.is_dir() and any(out.iterdir()) and not earlier:
         raise VictorError(f"{out}: holds something else than a report", fix="choose another --out")
     check_output(out, overwrite=True)
     return out
@@ -113,8 +113,8 @@ def _check_scored(task: Task) -> None:
     asked = [*task.asked]
     if Marked.of(task.scorer, asked, [""] * len(asked)).share is None:
         raise VictorError(
-            f"{task.title}: the first {len(asked)} questions do not make a score",
-            fix="ask more of them: a larger --limit, or none",
+            f"{task.title}: {len(asked)} questions, and they do not make a score",
+            fix="ask more of them: all of its data, and a larger --limit if there is one",
         )
 
 

@@ -119,7 +119,8 @@ def settings(whole: Evaluation) -> dict[str, Any]:
 def command(whole: Evaluation) -> str:
     """Write the command that repeats this, with everything that is not at its default."""
     run, base = whole.typed, whole.field.base
-    words = ["victorctl", "eval", whole.folder.resolve().name, *_asked(whole.recipe.eval)]
+    asked = _asked(whole.recipe.eval, whole.folder.resolve().parent)
+    words = ["victorctl", "eval", whole.folder.resolve().name, *asked]
     words += ["--seed", str(whole.recipe.seed)]
     if run.base:
         words += ["--base", base.name if base else run.base]
@@ -131,12 +132,12 @@ def command(whole: Evaluation) -> str:
     return shlex.join(words)
 
 
-def _asked(section: EvalSection) -> list[str]:
-    """Write what of section `eval` is not at its default."""
+def _asked(section: EvalSection, place: Path) -> list[str]:
+    """Write what of section `eval` is not at its default, as it is typed in a folder."""
     words = []
     for key in ("data", "data_dir"):
         if (value := getattr(section, key)) is not None:
-            words += [f"--{key.replace('_', '-')}", _without_folder(value)]
+            words += [f"--{key.replace('_', '-')}", _seen_from(place, value)]
     if section.benchmarks:
         words += ["--benchmarks", ",".join(section.benchmarks)]
     plain = type(section)().model_dump()
@@ -144,6 +145,12 @@ def _asked(section: EvalSection) -> list[str]:
         if value != plain[key]:
             words += ["--set", f"eval.{key}={json.dumps(value)}"]
     return words
+
+
+def _seen_from(place: Path, spec: str) -> str:
+    """Write a path as it is typed in a folder; of one outside of it only the last part."""
+    inside = Path(spec).exists() and Path(spec).resolve().is_relative_to(place)
+    return str(Path(spec).resolve().relative_to(place)) if inside else _without_folder(spec)
 
 
 def _without_folder(spec: str | None) -> str | None:

@@ -153,7 +153,7 @@ def check_writable(out: Path) -> None:
     Raises:
         VictorError: If a file is in the way, or a permission is missing.
     """
-    if out.is_file():
+    if out.exists() and not out.is_dir():  # a device, too, which renaming would take away
         raise VictorError(f"{out}: a file stands there", fix="choose another --out")
     above = _nearest(out)
     if not above.is_dir():

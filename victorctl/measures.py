@@ -185,7 +185,9 @@ def interval(draws: tuple[np.ndarray, np.ndarray] | None) -> list[float] | None:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
         found = bounds(draws[0] / draws[1])
-    return found and list(found)
+    if found is None or found[0] == found[1]:  # all pictures alike: nothing is known of others
+        return None
+    return list(found)
 
 
 def agreement(ours: Sequence[str], theirs: Sequence[str] | None) -> float | None:

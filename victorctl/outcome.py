@@ -155,7 +155,7 @@ def _measure(result: Mapping[str, Any]) -> str:
 def _certainty(result: Mapping[str, Any]) -> str:
     found = Kept(result["kept"], result["interval"])
     if found.interval is None:
-        return "too few pictures for an interval"
+        return "no interval: too few pictures, or all alike"
     noise = ", within noise of the base" * found.noise
     return f"95 % interval {spread(found.interval)} %{noise}"
 

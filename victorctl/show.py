@@ -110,8 +110,8 @@ def _check_output(out: Path, model: Path, picture: Path, *, overwrite: bool) -> 
     check_outside(out, model)
     if out.suffix.lower() != ".png":
         raise VictorError(f"--out {out}: a PNG is drawn", fix=f"use --out {out.stem}.png")
-    if out.is_dir():
-        raise VictorError(f"--out {out}: a folder stands there", fix="give the name of a file")
+    if out.exists() and not out.is_file():
+        raise VictorError(f"--out {out}: no file stands there", fix="give the name of a file")
     if out.exists() and picture.exists() and out.samefile(picture):
         problem = f"--out {out}: this is the picture that is asked about"
         raise VictorError(problem, fix="choose another --out")

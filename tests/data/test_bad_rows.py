@@ -52,7 +52,8 @@ def test_the_first_bad_rows_are_listed_together(tmp_path):
     assert (lines, more) == (wanted[:5], "and 1 more")
     assert error.value.fix == (
         "correct the path; it is relative to the data file; "
-        f"victorctl data check {path} lists what is bad, and finetune --skip-bad leaves it out"
+        f"victorctl data check {path} lists what is bad (finetune can leave it "
+        "out: --skip-bad)"
     )
 
 

@@ -243,7 +243,7 @@ def first(problems: Sequence[BadRow], count: int = SHOWN) -> str:
 
 def _bad(spec: str, problems: Sequence[BadRow]) -> VictorError:
     fix = (
-        f"{problems[0].fix}; victorctl data check {spec} lists what is bad, and finetune "
-        "--skip-bad leaves it out"
+        f"{problems[0].fix}; victorctl data check {spec} lists what is bad (finetune can leave it "
+        "out: --skip-bad)"
     )
     return VictorError(first(problems), fix=fix)

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
+from torch.nn import functional
 
 from victorctl.methods.base import Inside, Kept, Method, Positions, Spec, Stage, scaled, top
 
@@ -28,6 +29,7 @@ class ELIP(Method):
     unverified: ClassVar[tuple[str, ...]] = (
         "stages for a tower of 24 layers",
         "a tower that was not trained so, without the question",
+        "towers without a class token: the mean attention that patches receive stands for its",
     )
 
     positions: Positions = "compact"
@@ -43,25 +45,28 @@ class ELIP(Method):
     def ahead(self, layer: int, layers: int) -> int:
         """See `Method.ahead`."""
         number = self._number(layer, layers)
-        return max(1, min(round(STAGES[number][1] * layers / DEPTH), layers - layer))
+        return max(1, round(STAGES[number][1] * layers / DEPTH))
 
     def trim(self, inside: Inside) -> Kept:
-        """See `Method.trim`: keep patches, and put the mean of the others behind them."""
+        """See `Method.trim`: keep patches, and put a mean of the others behind them.
+
+        What was merged at an earlier stage is one of the patches here.
+        """
         number = self._number(inside.layer, inside.layers)
         score = inside.class_attention().mean(dim=0)  # [n]
         chosen = top(score, self._kept(inside.patches, number))
         if len(chosen) == len(score):
             return Kept(chosen)
         others = torch.ones_like(score, dtype=torch.bool).index_fill(0, chosen, False)
-        weights = score[others] / score[others].sum()
-        merged = weights.to(inside.states) @ inside.states[others]
-        states = torch.cat([inside.states[chosen], merged[None]])
+        weights = functional.normalize(score[others], p=1, dim=0)  # they sum to one
+        merged = weights @ inside.states[others].to(weights)
+        states = torch.cat([inside.states[chosen], merged[None].to(inside.states)])
         return Kept(torch.arange(len(states), device=states.device), states)
 
     def plan(self, spec: Spec) -> tuple[int, ...]:
         """See `Method.plan`."""
         kept = self._kept(spec.visual, len(STAGES) - 1)
-        return (min(spec.visual, kept + (kept < spec.visual)),) * spec.layers
+        return (min(spec.visual, kept + 1),) * spec.layers
 
     def _number(self, layer: int, layers: int) -> int:
         """Say which stage comes before a layer; a shallow tower has the last ones alone."""

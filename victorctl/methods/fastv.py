@@ -25,7 +25,7 @@ class FastV(Method):
 
     def before(self, layers: int) -> tuple[int, ...]:
         """See `Method.before`."""
-        return (self.layer,)
+        return (min(self.layer, layers),)
 
     def reduce(self, prompt: Prompt) -> Kept:
         """See `Method.reduce`."""
@@ -34,5 +34,5 @@ class FastV(Method):
 
     def plan(self, spec: Spec) -> tuple[int, ...]:
         """See `Method.plan`."""
-        stay = min(self.count, spec.visual)
-        return (spec.visual,) * self.layer + (stay,) * (spec.layers - self.layer)
+        stay, late = min(self.count, spec.visual), max(0, spec.layers - self.layer)
+        return (spec.visual,) * (spec.layers - late) + (stay,) * late

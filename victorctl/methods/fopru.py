@@ -19,7 +19,7 @@ class FoPru(Method):
     stage: ClassVar[Stage] = "tower"
     source: ClassVar[str] = "arXiv 2411.14164, abstract"
     unverified: ClassVar[tuple[str, ...]] = (
-        "the score: attention received from all tokens of the last layer read, or the class token's",
+        "the score: attention received in the last layer read, from all tokens or from the class",
         "a row's score is the sum over its patches, and whole rows are kept",
     )
 
@@ -62,6 +62,6 @@ class FoPru(Method):
         return max(1, min(rows, round(self.count / columns)))
 
     def _of_rows(self, score: Tensor, side: tuple[int, int]) -> Tensor:
-        best = top(score.view(side).sum(dim=1), self._rows(*side))
+        best = top(score.reshape(side).sum(dim=1), self._rows(*side))
         places = torch.arange(len(score), device=score.device).view(side)
         return places[best].flatten()

@@ -2,9 +2,10 @@
 
 import functools
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 from zlib import crc32
 
 import torch
@@ -17,6 +18,8 @@ from victorctl.methods.base import Inside, Kept, Method, Positions, Spec, Stage
 TIGHT = 0.7  # of the Gaussian around an object
 PIXELS = 14  # samples across a patch
 OBJECTS = 0.75  # share of the tokens that are on objects; the others are drawn at random
+EDGE = 1e-3  # how far a box may stand out of the picture: what rounding does
+WRITE = 'write {"row id": [[left, top, width, height], ...]}, in shares of the picture'
 
 
 class OGS(Method):
@@ -36,12 +39,12 @@ class OGS(Method):
     positions: Positions = "compact"
     """What goes on is counted anew (compact), or has the positions of the first patches."""
 
-    count: int = Field(230, ge=1)
+    count: int = Field(229, ge=1)
     """Patches of a picture that go on: three of four on objects, the others at random."""
 
     boxes: str | None = None
-    """JSON file: for the id of each row a list of [left, top, width, height], in shares of the
-    picture as the tower sees it."""
+    """JSON file: for the id of each row, a list of [left, top, width, height], in shares of the
+    picture as the tower sees it, after what the processor cuts off or fills up."""
 
     def within(self, layers: int) -> tuple[int, ...]:
         """See `Method.within`."""
@@ -85,22 +88,38 @@ class OGS(Method):
 
 @functools.cache
 def _read(file: str) -> dict[int, list[list[float]]]:
-    """Read boxes by the number that rows have in a batch."""
+    """Read boxes by the number that rows have in a batch.
+
+    Raises:
+        VictorError: If the file cannot be read, or has something else in it.
+    """
     try:
         content = json.loads(Path(file).expanduser().read_text(encoding="utf-8"))
-        return {
-            crc32(name.encode()): [[float(edge) for edge in box] for box in boxes if len(box) == 4]
-            for name, boxes in content.items()
-        }
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise VictorError(
-            f"{file}: no file of boxes ({error})",
-            fix='write {"row id": [[left, top, width, height], ...]}, in shares of the picture',
-        ) from error
+    except (OSError, ValueError) as error:
+        raise VictorError(f"{file}: no file of boxes ({error})", fix=WRITE) from error
+    if not isinstance(content, dict):
+        raise VictorError(f"{file}: no boxes by the id of a row", fix=WRITE)
+    for name, boxes in content.items():
+        for box in boxes if isinstance(boxes, list) else [boxes]:
+            if not _is_box(box):
+                raise VictorError(f"{file}: {name}: no box of the picture: {box}", fix=WRITE)
+    return {crc32(name.encode()): boxes for name, boxes in content.items()}
+
+
+def _is_box(box: Any) -> bool:
+    """Tell whether something is left, top, width and height of a part of the picture."""
+    if not isinstance(box, list) or [type(edge) in (int, float) for edge in box] != [True] * 4:
+        return False
+    left, top, wide, high = box
+    whole = all(math.isfinite(edge) and edge >= -EDGE for edge in box)
+    return whole and wide >= 0 <= high and max(left + wide, top + high) <= 1 + EDGE
 
 
 def heat_of(boxes: Sequence[Sequence[float]], side: tuple[int, int]) -> Tensor:
-    """Let a Gaussian of each object's size shine on the patches [objects, n].
+    """Let a Gaussian of each object's size shine on the patches; its logarithm [objects, n].
+
+    Logarithms still rank patches that are too far away for any light to be left in float32. A box
+    of no size is a point.
 
     Source: google-research/scenic, scenic/projects/objectvivit/model_utils.py.
 
@@ -113,7 +132,7 @@ def heat_of(boxes: Sequence[Sequence[float]], side: tuple[int, int]) -> Tensor:
     found = []
     for left, top, wide, high in boxes:
         away = (rows[:, None] - top - high / 2) ** 2 + (columns - left - wide / 2) ** 2
-        shine = torch.exp(-away / (2 * width**2 * wide * high + 1e-6))
-        cells = shine.view(side[0], PIXELS, side[1], PIXELS).mean(dim=(1, 3))
-        found.append(cells.flatten())
+        shine = -away / (2 * width**2 * wide * high + 1e-6)
+        cells = shine.view(side[0], PIXELS, side[1], PIXELS).logsumexp(dim=(1, 3))  # of the mean
+        found.append(cells.flatten() - 2 * math.log(PIXELS))
     return torch.stack(found)

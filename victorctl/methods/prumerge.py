@@ -1,4 +1,4 @@
-"""LLaVA-PruMerge: keep the outliers of the class token's attention, and merge the rest into them."""
+"""LLaVA-PruMerge: keep the outliers of the class token's attention, and merge others into them."""
 
 from typing import ClassVar
 
@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from victorctl.methods.base import Kept, Method, Positions, Spec, Stage, Tile
+
+SHARE = 0.069  # of the patches, that stand out in the paper's pictures on average: 40 of 576
 
 
 class PruMerge(Method):
@@ -22,6 +24,9 @@ class PruMerge(Method):
 
     stage: ClassVar[Stage] = "tower"
     source: ClassVar[str] = "Shang et al. 2024, arXiv 2403.15388; 42Shawn/LLaVA-PruMerge at 097c041"
+    unverified: ClassVar[tuple[str, ...]] = (
+        "towers without a class token: the mean attention that patches receive stands for its",
+    )
     knob: ClassVar[str | None] = None
 
     positions: Positions = "compact"
@@ -44,9 +49,10 @@ class PruMerge(Method):
         merged = self._merge(tile.features, attention, keys, chosen)
         others = torch.ones_like(attention, dtype=torch.bool).index_fill(0, chosen, False)
         if others.any():
-            rest = attention[others].to(tile.features) @ tile.features[others]
+            rest = attention[others] @ tile.features[others].float()
             merged = torch.cat([merged, rest[None]])
-        return Kept(torch.arange(len(merged), device=merged.device), merged)
+        places = torch.arange(len(merged), device=merged.device)
+        return Kept(places, merged.to(tile.features))
 
     def choose(self, attention: Tensor) -> Tensor:
         """Choose patches, by descending attention.
@@ -63,8 +69,12 @@ class PruMerge(Method):
         return max(1, found)
 
     def plan(self, spec: Spec) -> tuple[int, ...]:
-        """See `Method.plan`: the paper's average share of 32 of 576, and one for the rest."""
-        return (round(spec.visual * 32 / 576) + 1,) * spec.layers
+        """See `Method.plan`: the paper's average share, and one for the rest; pictures differ."""
+        return (min(spec.visual, self._usual(spec.visual) + 1),) * spec.layers
+
+    @staticmethod
+    def _usual(patches: int) -> int:
+        return max(1, round(SHARE * patches))
 
     def _compared(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Compare the class token with the patches as one head would; without one, the mean."""
@@ -78,9 +88,10 @@ class PruMerge(Method):
         unit = functional.normalize(keys, dim=-1)
         alike = unit[chosen] @ unit.T  # [m, n]
         alike = alike.scatter(1, chosen[:, None], -torch.inf)  # not itself
-        near = alike.topk(min(self.neighbours, len(keys) - 1), dim=1).indices  # [m, neighbours]
-        weights = attention[near].to(features)
-        return features[chosen] + (weights[..., None] * features[near]).sum(dim=1)
+        ranked = alike.sort(dim=1, descending=True, stable=True).indices
+        near = ranked[:, : min(self.neighbours, len(keys) - 1)]  # [m, neighbours]
+        added = (attention[near][..., None] * features[near].float()).sum(dim=1)
+        return features[chosen].float() + added
 
 
 class PruMergePlus(PruMerge):
@@ -93,12 +104,17 @@ class PruMergePlus(PruMerge):
     def choose(self, attention: Tensor) -> Tensor:
         """See `PruMerge.choose`; then every so many-th patch that is not chosen yet."""
         chosen = super().choose(attention)
-        step = max(1, int(int(len(attention) / len(chosen)) / 3))
-        even = torch.arange(0, len(attention) - 1, step, device=chosen.device)
+        even = torch.tensor(_even(len(attention), len(chosen)), device=chosen.device).long()
         return torch.cat([chosen, even[~torch.isin(even, chosen)]])
 
     def plan(self, spec: Spec) -> tuple[int, ...]:
-        """See `Method.plan`: of the paper's average share, with the samples between."""
-        kept = max(1, round(spec.visual * 32 / 576))
-        step = max(1, int(int(spec.visual / kept) / 3))
-        return (min(spec.visual, kept + len(range(0, spec.visual - 1, step)) + 1),) * spec.layers
+        """See `PruMerge.plan`; of those between, some stand out and are kept anyway."""
+        kept = self._usual(spec.visual)
+        between = len(_even(spec.visual, kept)) * (1 - kept / spec.visual)
+        return (min(spec.visual, kept + round(between) + 1),) * spec.layers
+
+
+def _even(patches: int, chosen: int) -> range:
+    """Say which patches are at even distances, three for each that stands out; never the last."""
+    step = max(1, int(int(patches / chosen) / 3))
+    return range(0, patches - 1, step)

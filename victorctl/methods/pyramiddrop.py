@@ -1,6 +1,6 @@
 """PyramidDrop: keep half of the visual tokens after each quarter of the language model."""
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from pydantic import Field
 
@@ -35,7 +35,8 @@ class PyramidDrop(Method):
 
     def before(self, layers: int) -> tuple[int, ...]:
         """See `Method.before`."""
-        return tuple(max(1, layer) for layer in scaled(self.stages, DEPTH, layers))
+        places = scaled(self.stages, DEPTH, layers)
+        return tuple(dict.fromkeys(max(1, place) for place in places))
 
     def reduce(self, prompt: Prompt) -> Kept:
         """See `Method.reduce`."""
@@ -51,3 +52,8 @@ class PyramidDrop(Method):
                 count = share(self.percent / 100, count)
             counts.append(count)
         return tuple(counts)
+
+    def fit(self, budget: float, spec: Spec) -> Self:
+        """See `Method.fit`."""
+        ways = [self.model_copy(update={"percent": n}) for n in range(1, 101)]
+        return min(ways, key=lambda way: abs(way.mean(spec) - budget))

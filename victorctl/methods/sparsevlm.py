@@ -1,10 +1,11 @@
 """SparseVLM: let the words that matter to the picture rate its tokens, at three layers."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional
 
 from victorctl.methods.base import Kept, Method, Positions, Prompt, Spec, Stage, scaled, top
 
@@ -34,6 +35,7 @@ class SparseVLM(Method):
     unverified: ClassVar[tuple[str, ...]] = (
         "budgets between those of the code, which are interpolated",
         "v2 without its correction of the distance bias",
+        "a token is the nearest of its own neighbours when its density is taken",
     )
     knob: ClassVar[str | None] = "budget"
 
@@ -78,8 +80,7 @@ class SparseVLM(Method):
         raters = prompt.store["raters"] - prompt.store["length"] + len(prompt.states)
         rows = prompt.attention(raters)  # [heads, raters, v]
         if self.version == "v2":
-            best = rows.sum(dim=(1, 2)).topk(min(BEST_HEADS, len(rows))).indices
-            rows = rows[best]
+            rows = rows[top(rows.sum(dim=(1, 2)), BEST_HEADS)]
         seen = rows.mean(dim=0)  # [raters, v]
         stage, prompt.store["stage"] = prompt.store["stage"], prompt.store["stage"] + 1
         count = self._count(stage, prompt.store["first"], seen)
@@ -103,14 +104,28 @@ class SparseVLM(Method):
             counts.append(count)
         return tuple(counts)
 
+    def fit(self, budget: float, spec: Spec) -> Self:
+        """See `Method.fit`; budgets are of 576 tokens, however many a picture has."""
+        if self.mode == "rank":
+            return self
+        ways = [self.model_copy(update={"budget": n}) for n in range(1, PATCHES + 1)]
+        return min(ways, key=lambda way: abs(way.mean(spec) - budget))
+
     def _cuts(self, layers: int) -> tuple[int, ...]:
-        places = scaled([stage + 1 for stage in self.stages], DEPTH, layers)
-        return tuple(dict.fromkeys(max(1, place) for place in places))
+        """Say before which layers tokens are dropped, never the first."""
+        own = [stage + 1 for stage in self.stages]
+        cuts = scaled(own, DEPTH, layers)
+        return cuts if cuts[0] else tuple(1 + at for at in scaled(own, DEPTH, max(1, layers - 1)))
 
     def _raters(self, prompt: Prompt) -> Tensor:
-        """Choose the words behind the picture that its tokens resemble more than most [raters]."""
+        """Choose the words behind the pictures that its tokens resemble more than most [raters].
+
+        Where no word stands out the last one rates, and where there is none the last token.
+        """
         words = prompt.question
         prompt.store["length"] = len(prompt.states)
+        if len(words) == 0:
+            return prompt.last
         seen, said = prompt.states[prompt.visual].float(), prompt.states[words].float()
         rating = (seen @ said.T).softmax(dim=-1).mean(dim=0)  # [words]
         chosen = words[rating > rating.mean()]
@@ -121,7 +136,7 @@ class SparseVLM(Method):
         shown = seen.shape[1]
         if self.mode == "fixed":
             return max(1, min(self._budgets(first)[stage], shown - 1))
-        rank = int(torch.linalg.matrix_rank(seen))
+        rank = int(torch.linalg.matrix_rank(seen.float()))
         return None if rank == shown else max(1, min(int(rank * RANK_SCALE), shown - 1))
 
     def _budgets(self, visual: int) -> tuple[int, ...]:
@@ -152,13 +167,17 @@ class SparseVLM(Method):
         states = prompt.states[prompt.visual]
         merged = cluster(states[taken], self._clusters(len(places)), self.merge)
         both = torch.cat([states[kept], merged])
-        # A merged token stands behind all kept ones: in the places that come last.
-        slots = torch.cat([kept, places])[: len(both)].sort().values
+        # Merged ones come behind all that is kept, so they take the last places that are free, and
+        # what was kept behind the first of these moves up.
+        slots = torch.cat([kept, places[len(places) - len(merged) :]]).sort().values
         return Kept(slots, both)
 
 
 def cluster(states: Tensor, count: int, merge: str) -> Tensor:
     """Merge tokens around the peaks of their density [count, d].
+
+    Dense is what has near neighbours, itself among them; a peak is dense, and far from what is
+    denser.
 
     Source: Gumpest/SparseVLMs at 26a5f48, utils.py; there random numbers below a millionth break
     ties, here the order does.
@@ -169,7 +188,8 @@ def cluster(states: Tensor, count: int, merge: str) -> Tensor:
         merge: `mean` or `sum`.
     """
     points = states.float()
-    distance = torch.cdist(points, points) / points.shape[1] ** 0.5  # [n, n]
+    exact = "donot_use_mm_for_euclid_dist"  # products of large states leave no small distance
+    distance = torch.cdist(points, points, compute_mode=exact) / points.shape[1] ** 0.5  # [n, n]
     near = distance.topk(min(count, len(points)), dim=1, largest=False).values
     density = (-near.square().mean(dim=1)).exp()
     order = density.sort(descending=True, stable=True).indices
@@ -182,8 +202,8 @@ def cluster(states: Tensor, count: int, merge: str) -> Tensor:
     centres = (density * apart).sort(descending=True, stable=True).indices[:count]
     nearest = distance[:, centres].argmin(dim=1)
     nearest[centres] = torch.arange(len(centres), device=nearest.device)
-    sums = torch.zeros(len(centres), states.shape[1], device=states.device, dtype=states.dtype)
-    sums = sums.index_add(0, nearest, states)
-    if merge == "sum":
-        return sums
-    return sums / nearest.bincount(minlength=len(centres)).to(sums)[:, None]
+    member = functional.one_hot(nearest, len(centres)).T.float()  # [count, n]
+    merged = member @ points
+    if merge == "mean":
+        merged = merged / member.sum(dim=1, keepdim=True)
+    return merged.to(states)

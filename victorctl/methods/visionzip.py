@@ -28,11 +28,11 @@ class VisionZip(Method):
     positions: Positions = "compact"
     """What goes on is counted anew (compact), or has the positions of the first patches."""
 
-    count: int = Field(64, ge=2)
-    """Tokens of a picture, or of a tile, that go on, contextual ones included."""
+    count: int = Field(64, ge=1)
+    """Tokens of a picture, or of a tile, that go on: the class token, patches and merged ones."""
 
     contextual: int | None = Field(None, ge=1)
-    """How many of these are merged; unset: 10 of 64."""
+    """How many of these are merged, one fewer than all at most; unset: 10 of 64."""
 
     merge: Literal["sum", "mean"] = "sum"
     """A target and the mean of those assigned to it are added (the code), or all averaged."""
@@ -43,37 +43,39 @@ class VisionZip(Method):
 
     def see(self, tile: Tile) -> Kept:
         """See `Method.see`."""
-        score = tile.class_attention(tile.layers - 1).sum(dim=0)  # [n]
-        merged = self._merged(self.count)
+        patches, merged = len(tile.features), self._merged()
+        places = torch.arange(min(self.count, patches), device=tile.features.device)
+        if self.count >= patches:
+            return Kept(places)
         own = self.count - merged - tile.has_class  # dominant patches beside the class token
-        if self.count >= len(score):
-            return Kept(torch.arange(len(score), device=score.device))
-        chosen = top(score, max(1, own))
+        score = tile.class_attention(tile.layers - 1).sum(dim=0)  # [n]
+        chosen = top(score, own) if own else places[:0]
         rest = torch.ones_like(score, dtype=torch.bool).index_fill(0, chosen, False)
         parts = [tile.states[:1].to(tile.features)] if tile.has_class else []
-        parts += [tile.features[chosen], self._contextual(tile, rest, merged)]
-        states = torch.cat(parts)
-        return Kept(torch.arange(len(states), device=states.device), states)
+        parts += [tile.features[chosen]]
+        parts += [self._contextual(tile, rest, merged)] if merged else []
+        return Kept(places, torch.cat(parts))
 
     def plan(self, spec: Spec) -> tuple[int, ...]:
         """See `Method.plan`."""
         return (min(self.count, spec.visual),) * spec.layers
 
-    def _merged(self, count: int) -> int:
-        wanted = self.contextual or max(1, round(CONTEXTUAL * count))
-        return max(1, min(wanted, count - 2)) if count > 2 else 1
+    def _merged(self) -> int:
+        wanted = self.contextual or max(1, round(CONTEXTUAL * self.count))
+        return min(wanted, self.count - 1)
 
     def _contextual(self, tile: Tile, rest: Tensor, count: int) -> Tensor:
-        """Merge the patches that are left into so many, by the likeness of their keys [count, c]."""
+        """Merge the patches that are left into so many, by their keys' likeness [count, c]."""
         keys = tile.compare(tile.layers - 1)[1].mean(dim=0)[tile.first :][rest].float()
         metric, features = functional.normalize(keys, dim=-1), tile.features[rest]
-        targets = torch.arange(0, len(metric), max(1, len(metric) // count))[:count]
-        targets = targets.to(metric.device)
+        step = max(1, len(metric) // count)
+        targets = torch.arange(0, len(metric), step, device=metric.device)[:count]
         others = torch.ones(len(metric), dtype=torch.bool, device=metric.device)
         others[targets] = False
         nearest = (metric[others] @ metric[targets].T).argmax(dim=1)
-        sums = torch.zeros_like(features[targets]).index_add(0, nearest, features[others])
-        sizes = nearest.bincount(minlength=len(targets)).to(features)[:, None]
+        member = functional.one_hot(nearest, count).T.float()  # [count, others]
+        own, sums = features[targets].float(), member @ features[others].float()
+        sizes = member.sum(dim=1, keepdim=True)
         if self.merge == "mean":
-            return (features[targets] + sums) / (1 + sizes)
-        return features[targets] + sums / sizes.clamp(min=1)
+            return ((own + sums) / (1 + sizes)).to(features)
+        return (own + sums / sizes.clamp(min=1)).to(features)

@@ -15,6 +15,9 @@ class VTCCLS(Method):
 
     stage: ClassVar[Stage] = "tower"
     source: ClassVar[str] = "arXiv 2412.05819; THU-MIG/VTC-CLS at e41ac9b"
+    unverified: ClassVar[tuple[str, ...]] = (
+        "towers without a class token: the mean attention that patches receive stands for its",
+    )
 
     positions: Positions = "compact"
     """What goes on keeps its position, or is counted anew (compact)."""
