@@ -320,6 +320,20 @@ def test_what_acts_on_patches_is_refused_where_the_projector_mixes_them(family):
         Engine(WAYS["vtc-cls"].make(), case(family).victor)
 
 
+def test_what_acts_on_patches_is_refused_where_a_class_token_is_handed_on(monkeypatch):
+    made = case("llava")
+    monkeypatch.setattr(made.victor.config, "vision_feature_select_strategy", "full")
+    with pytest.raises(VictorError, match=r"VTCCLS acts .* this one hands its class token on, too"):
+        Engine(WAYS["vtc-cls"].make(), made.victor)
+
+
+def test_what_acts_on_patches_is_refused_where_the_tower_is_not_known(monkeypatch):
+    made = case("llava")
+    monkeypatch.setattr(made.victor.config.vision_config, "model_type", "pixtral")
+    with pytest.raises(VictorError, match=r"VTCCLS acts .* this one is a pixtral"):
+        Engine(WAYS["vtc-cls"].make(), made.victor)
+
+
 def test_what_trims_a_tower_is_refused_where_layers_before_are_read():
     with pytest.raises(VictorError, match=r"ELIP acts .* vipllava reads some layers before"):
         Engine(WAYS["elip"].make(), case("vipllava").victor)
