@@ -19,7 +19,7 @@ from tests.victor_models import ADAPTER
 from victorctl import modeling_victor
 from victorctl.families import FAMILIES
 from victorctl.methods import method
-from victorctl.methods.base import Kept, Method, Prompt
+from victorctl.methods.base import Kept, Method, Prompt, Tile
 from victorctl.methods.engine import Engine
 from victorctl.modeling_victor import Tokens
 
@@ -120,10 +120,10 @@ def case(name: str) -> Case:
 
 
 class Noting:
-    """A method that notes what it has chosen between the layers, or chooses what was noted."""
+    """A method that notes what it has chosen, or chooses between the layers what was noted."""
 
     def __init__(self, way: Method, notes: Sequence[Kept] | None = None) -> None:
-        self.way, self.notes = way, []
+        self.way, self.notes, self.shown = way, [], []
         self.left = None if notes is None else iter(notes)
 
     def __getattr__(self, name: str) -> Any:
@@ -132,6 +132,12 @@ class Noting:
     def reduce(self, prompt: Prompt) -> Kept:
         """Choose, or choose again."""
         self.notes.append(self.way.reduce(prompt) if self.left is None else next(self.left))
+        return self.notes[-1]
+
+    def see(self, tile: Tile) -> Kept:
+        """Choose features."""
+        self.shown.append(tile.features)
+        self.notes.append(self.way.see(tile))
         return self.notes[-1]
 
 

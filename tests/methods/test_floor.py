@@ -1,6 +1,8 @@
 """The simple methods: which tokens they keep, and what they put into their places.
 
-Faults planted and caught: TODO
+Faults planted and caught: the first tokens, a draw in its own order, all pictures as one; a cell's
+sum, its first token, its corner; a square too large; a picture charged
+where none is shown.
 """
 
 import pytest

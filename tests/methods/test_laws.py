@@ -1,6 +1,13 @@
 """What holds for every method, in every family that it can act in.
 
-Faults planted and caught: TODO
+Faults planted and caught: padding forgotten where places are marked; pictures of other prompts
+counted; a draw by the place in the batch; attention of another row; what a method notes shared by
+rows; merged states in the first places; one layer late. Compact positions ignored, counted from
+other layers, or not counted on; the next position forgotten; late layers behind the early mask;
+padding charged. Registers, or hooks, that stay off, hooks that stay on, packing that stays ours.
+In the tower: tiles in another order, features put in as they were, looking ahead through hooks,
+videos, mixing projectors and early layers let in, boxes of another row. Of tiles: rows' ends that
+always go on, or never, or with the picture as a whole; merged tokens cut off with the padding.
 """
 
 import pytest
@@ -139,13 +146,19 @@ def the_cache_is_as_good_as_computing_again(made, way):
 
 def dropping_is_masking(made, way):
     """Keeping everything, hidden from the layers that it was dropped before, changes nothing."""
-    if way.merges or way.make().positions != "original":
+    if (way.merges and way in TOWER.values()) or way.make().positions != "original":
         return
-    batch, engine = inputs(made, *way.prompts), Spying(way.make(), made.victor)
+    batch, method = inputs(made, *way.prompts), Noting(way.make())
+    engine = Spying(method, made.victor)
     ours = run(made, engine, batch, ROWS[: len(way.prompts)]).logits
     valid = batch["attention_mask"].bool()
     gone = [valid & ~columns_of(tokens, valid) for tokens in engine.by_layer()]
-    masked = masked_logits(made.native, batch, gone)
+    merged = {}
+    if way.merges:  # at one layer, row by row
+        (cut,) = engine.cuts
+        visual = visual_of(made, batch) & ~gone[cut]
+        merged[cut] = visual, torch.cat([kept.states for kept in method.notes])
+    masked = masked_logits(made.native, batch, gone, merged)
     stays = valid & ~gone[-1]
     assert_close(ours[stays], masked[stays])
     with torch.no_grad():
@@ -155,6 +168,9 @@ def dropping_is_masking(made, way):
 def nothing_is_left_behind(made, way):
     """Two runs are equal, and the model is Victor again afterwards, whatever happened."""
     batch, rows = inputs(made, *way.prompts), ROWS[: len(way.prompts)]
+    made.victor.victor.attach(
+        made.victor.get_decoder().layers
+    )  # whatever the laws before have left
     with torch.no_grad():
         victor = made.victor(**batch).logits
     first, second = (
@@ -200,11 +216,17 @@ def columns_of(tokens, valid):
     return there.scatter(1, origin, True)[:, :-1]
 
 
-def masked_logits(native, batch, gone):
-    """Native logits where no layer can look at the columns that are gone from it, each [b, n]."""
+def masked_logits(native, batch, gone, merged):
+    """Native logits where no layer can look at the columns that are gone from it, each [b, n].
 
-    def hide(columns):
+    What is merged stands before a layer at some columns [b, n].
+    """
+
+    def hide(layer, columns):
         def hook(_layer, args, kwargs):
+            if layer in merged:
+                places, states = merged[layer]
+                args = (args[0].masked_scatter(places[..., None], states), *args[1:])
             mask = kwargs["attention_mask"]
             least = torch.finfo(mask.dtype).min
             return args, kwargs | {
@@ -215,8 +237,8 @@ def masked_logits(native, batch, gone):
 
     layers = native.get_decoder().layers
     hooks = [
-        layer.register_forward_pre_hook(hide(columns), with_kwargs=True)
-        for layer, columns in zip(layers, gone, strict=True)
+        layer.register_forward_pre_hook(hide(number, columns), with_kwargs=True)
+        for number, (layer, columns) in enumerate(zip(layers, gone, strict=True))
     ]
     try:
         with torch.no_grad():
@@ -241,17 +263,34 @@ def test_a_prompt_in_two_calls_is_as_in_one(name):
     assert_close(two, run(made, again, whole, ROWS[:2]).logits[:, -2:])
 
 
+@pytest.mark.parametrize("name", TOWER)
+def test_the_language_model_reads_what_was_kept_of_the_features(name):
+    made, way, read = case("llava"), Noting(TOWER[name].make()), []
+    first = made.victor.get_decoder().layers[0]
+    handle = first.register_forward_pre_hook(lambda _layer, args: read.append(args[0]))
+    engine = Spying(way, made.victor)
+    run(made, engine, inputs(made, *TOWER[name].prompts), ROWS[: len(TOWER[name].prompts)])
+    handle.remove()
+    tokens = engine.by_layer()[0]
+    expected = [
+        features[kept.index] if kept.states is None else kept.states
+        for kept, features in zip(way.notes, way.shown, strict=True)
+    ]
+    with torch.no_grad():
+        states = made.native.model.multi_modal_projector(torch.cat(expected))
+    assert_close(read[0][(tokens.kind == VISUAL) & tokens.valid], states)
+
+
 # ---- Tiles ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name in TOWER if acts("llava_next", name)])
 @pytest.mark.parametrize("family", ["llava_next"])
 def test_a_rows_end_goes_on_if_a_token_of_the_row_does(family, name):
-    made = case(family)
-    ends = 0
+    made, way, ends = case(family), TOWER[name], 0
     for number in range(4):  # pictures of four sizes, some filled up to their tiles
         batch = inputs(made, "a#b", first=number)
-        engine = Spying(TOWER[name].make(), made.victor)
+        engine = Spying(way.make(), made.victor)
         run(made, engine, batch, [0])
         left = columns_of(engine.by_layer()[0], batch["attention_mask"].bool())[0, 1:-1]
         sees = {key: batch[key] for key in ("pixel_values", "image_sizes")}
@@ -261,6 +300,9 @@ def test_a_rows_end_goes_on_if_a_token_of_the_row_does(family, name):
         tiles = int((batch["pixel_values"][0].flatten(1).std(dim=1) > 0).sum())
         start = 16 if tiles > 1 else 0  # the picture as a whole comes first, and has no rows
         assert left[:start].any() or start == 0
+        if way.merges and way.exact:  # its tokens are nowhere in the picture: none is cut off
+            (each,) = set(way.make().plan(Spec(16, 1)))
+            assert (left & ~is_end).sum() == tiles * each
         for end in is_end.nonzero().squeeze(1).tolist():
             assert left[end] == left[start:end].any()
             start, ends = end + 1, ends + 1
@@ -276,6 +318,20 @@ def test_what_acts_on_patches_is_refused_where_the_projector_mixes_them(family):
         pytest.skip("its tower needs timm")
     with pytest.raises(VictorError, match=f"VTCCLS acts .* the projector of {family} makes"):
         Engine(WAYS["vtc-cls"].make(), case(family).victor)
+
+
+def test_what_acts_on_patches_is_refused_where_a_class_token_is_handed_on(monkeypatch):
+    made = case("llava")
+    monkeypatch.setattr(made.victor.config, "vision_feature_select_strategy", "full")
+    with pytest.raises(VictorError, match=r"VTCCLS acts .* this one hands its class token on, too"):
+        Engine(WAYS["vtc-cls"].make(), made.victor)
+
+
+def test_what_acts_on_patches_is_refused_where_the_tower_is_not_known(monkeypatch):
+    made = case("llava")
+    monkeypatch.setattr(made.victor.config.vision_config, "model_type", "pixtral")
+    with pytest.raises(VictorError, match=r"VTCCLS acts .* this one is a pixtral"):
+        Engine(WAYS["vtc-cls"].make(), made.victor)
 
 
 def test_what_trims_a_tower_is_refused_where_layers_before_are_read():

@@ -1,6 +1,8 @@
 """Attention rows from a layer's own queries and keys are those of eager attention.
 
-Faults planted and caught: TODO
+Faults planted and caught: the usual scaling, no bound of the scores, no mask; shared heads in turn;
+written words noted; a window one off, or none; half precision; eager attention whatever was chosen;
+a configuration that stays, or is shared; an inner watch that ends the outer, or blinds it.
 """
 
 import pytest

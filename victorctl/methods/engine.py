@@ -99,8 +99,9 @@ class Engine:
             cache.valid = [cache.valid[0]] * (len(self.edges) - 1)
         if images is not None:
             self.entered, self._stores = [[] for _ in hidden], [{} for _ in hidden]
+        # Positions go on behind dropped tokens, too; for `compact` nobody asks for them.
         ahead = (tokens.position + 1).masked_fill(~tokens.valid, 0).amax(dim=1)
-        valid, position = [], None
+        valid, position = [], []
         for stage, (start, stop) in enumerate(pairwise(self.edges)):
             if images is not None and start in self.cuts:
                 hidden, tokens = self._reduce(start, hidden, tokens)
@@ -119,11 +120,10 @@ class Engine:
             )
             hidden = output.last_hidden_state.to(hidden.device)  # layers may lie on several
             valid.append(tokens.valid)
-            position = tokens.position if position is None else position
+            position.append(tokens.position)
         if cache is not None:
-            cache.record(length, valid, position)
-            if self.method.positions == "original":  # also where a prompt's last tokens are dropped
-                cache.next_position = torch.maximum(cache.next_position, ahead)
+            cache.record(length, valid, position[0])
+            cache.next_position = torch.maximum(cache.next_position, ahead)
             cache.dropped = True
         return BaseModelOutputWithPast(
             last_hidden_state=scatter(hidden, tokens, length), **{CACHE: cache}

@@ -153,11 +153,9 @@ class PooledTokens(OfEachPicture):
             table = cells(len(places), self.count)
             own = prompt.states[prompt.visual[places]]  # [n, d]
             share = functional.one_hot(torch.tensor(table, device=own.device)).to(own.dtype)
-            last = sorted({cell: place for place, cell in enumerate(table)}.items(),
-                          key=lambda pair: pair[1])  # fmt: skip
-            means = (share / share.sum(dim=0)).T @ own  # [cells, d]
-            index.append(places[[place for _, place in last]])
-            states.append(means[[cell for cell, _ in last]])
+            last = {cell: place for place, cell in enumerate(table)}  # in the order of the cells
+            index.append(places[[*last.values()]])
+            states.append((share / share.sum(dim=0)).T @ own)  # [cells, d]
         return Kept(torch.cat(index), torch.cat(states))
 
 

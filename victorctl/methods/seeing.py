@@ -35,7 +35,8 @@ class Seeing:
         model: Its tower and projector are watched.
 
     Raises:
-        VictorError: If the model's projector does not make one token of each patch.
+        VictorError: If the model's projector does not make one token of each patch, and of nothing
+            else, or the tower is not known.
     """
 
     def __init__(self, method: Method, model: VictorMixin) -> None:
@@ -44,6 +45,9 @@ class Seeing:
             raise self._refused(f"the projector of {config.model_type} makes tokens of several")
         if config.vision_config.model_type not in TOWERS:
             raise self._refused(f"this one is a {config.vision_config.model_type}")
+        self._has_class = config.vision_config.model_type.startswith("clip")
+        if self._has_class and getattr(config, "vision_feature_select_strategy", "") == "full":
+            raise self._refused("this one hands its class token on, too")
         self.tower, self.projector = self.inner.vision_tower, self.inner.multi_modal_projector
         self.layers = layers_of(self.tower)
         taken = config.vision_feature_layer
@@ -58,7 +62,6 @@ class Seeing:
         sizes = self.tower.config
         self.side = sizes.image_size // sizes.patch_size
         self.places = self.side**2
-        self._has_class = sizes.model_type.startswith("clip")
         self._rows: Sequence[int] = ()
         self._states: Tensor | None = None
         self._live: Tensor | None = None
