@@ -22,7 +22,8 @@ REPORT = (
 COMPARISON = ("compare.json", "pareto.png", "pareto.svg")
 WRITTEN = (
     *SMALL_FILES, *REPORT, *(f"eval/{name}" for name in REPORT), *COMPARISON,
-    *(f"compare/{name}" for name in COMPARISON), "compare.answers/*", "compare.answers.lock", LINEAGE, "*.safetensors",
+    *(f"compare/{name}" for name in COMPARISON), "compare.answers/*", "compare.answers.lock",
+    LINEAGE, "*.safetensors",
     "*.safetensors.index*.json", "modeling_victor.py", "loss.png", "loss.jsonl", "eval.answers/*",
     "eval.answers.lock",
 )  # fmt: skip
