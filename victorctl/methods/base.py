@@ -273,6 +273,10 @@ class Method(Section, ABC):
         """Average the plan over the layers: the budget that this is."""
         return fmean(self.plan(spec))
 
+    def most(self, spec: Spec) -> int:
+        """Say how far the knob goes."""
+        return spec.visual
+
     def fit(self, budget: float, spec: Spec) -> Self:
         """Choose the knob that comes nearest to a budget.
 
@@ -282,7 +286,7 @@ class Method(Section, ABC):
         """
         if self.knob is None:
             return self
-        ways = [self.model_copy(update={self.knob: n}) for n in range(1, spec.visual + 1)]
+        ways = [self.model_copy(update={self.knob: n}) for n in range(1, self.most(spec) + 1)]
         return min(ways, key=lambda way: abs(way.mean(spec) - budget))
 
 
@@ -323,12 +327,20 @@ def share(keep: float, of: int) -> int:
     return max(1, min(of, round(keep * of)))
 
 
-def scaled(layers: Sequence[int], own: int, to: int) -> tuple[int, ...]:
-    """Put layers of one depth at the same shares of another, each apart from the one before."""
+def scaled(layers: Sequence[int], own: int, to: int, least: int = 0) -> tuple[int, ...]:
+    """Put layers of one depth at the same shares of another, each apart from the one before.
+
+    Args:
+        layers: Ascending.
+        own: Layers of the depth that they are given for.
+        to: Layers of the other.
+        least: The first of them that may be meant.
+    """
     found: list[int] = []
+    last = max(to - 1, least)
     for layer in layers:
-        least = found[-1] + 1 if found else 0
-        found.append(min(max(round(layer * to / own), least), to - 1))
+        least = found[-1] + 1 if found else least
+        found.append(min(max(round(layer * to / own), least), last))
     return tuple(dict.fromkeys(found))
 
 

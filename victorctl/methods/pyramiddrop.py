@@ -1,6 +1,6 @@
 """PyramidDrop: keep half of the visual tokens after each quarter of the language model."""
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -35,8 +35,7 @@ class PyramidDrop(Method):
 
     def before(self, layers: int) -> tuple[int, ...]:
         """See `Method.before`."""
-        places = scaled(self.stages, DEPTH, layers)
-        return tuple(dict.fromkeys(max(1, place) for place in places))
+        return scaled(self.stages, DEPTH, layers, least=1)
 
     def reduce(self, prompt: Prompt) -> Kept:
         """See `Method.reduce`."""
@@ -53,7 +52,6 @@ class PyramidDrop(Method):
             counts.append(count)
         return tuple(counts)
 
-    def fit(self, budget: float, spec: Spec) -> Self:
-        """See `Method.fit`."""
-        ways = [self.model_copy(update={"percent": n}) for n in range(1, 101)]
-        return min(ways, key=lambda way: abs(way.mean(spec) - budget))
+    def most(self, spec: Spec) -> int:
+        """See `Method.most`: the knob is per cent."""
+        return 100

@@ -105,17 +105,16 @@ class SparseVLM(Method):
         return tuple(counts)
 
     def fit(self, budget: float, spec: Spec) -> Self:
-        """See `Method.fit`; budgets are of 576 tokens, however many a picture has."""
-        if self.mode == "rank":
-            return self
-        ways = [self.model_copy(update={"budget": n}) for n in range(1, PATCHES + 1)]
-        return min(ways, key=lambda way: abs(way.mean(spec) - budget))
+        """See `Method.fit`; where the rank decides, no setting does."""
+        return self if self.mode == "rank" else super().fit(budget, spec)
+
+    def most(self, spec: Spec) -> int:
+        """See `Method.most`: budgets are of 576 tokens, however many a picture has."""
+        return PATCHES
 
     def _cuts(self, layers: int) -> tuple[int, ...]:
         """Say before which layers tokens are dropped, never the first."""
-        own = [stage + 1 for stage in self.stages]
-        cuts = scaled(own, DEPTH, layers)
-        return cuts if cuts[0] else tuple(1 + at for at in scaled(own, DEPTH, max(1, layers - 1)))
+        return scaled([stage + 1 for stage in self.stages], DEPTH, layers, least=1)
 
     def _raters(self, prompt: Prompt) -> Tensor:
         """Choose the words behind the pictures that its tokens resemble more than most [raters].
