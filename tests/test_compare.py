@@ -111,7 +111,7 @@ def test_victor_and_base_are_what_eval_measures(run, place, tmp_path):
         assert found["base"][key] == pytest.approx(evaluated[key]["base"])
 
 
-def test_what_is_spent_is_counted_while_the_method_acts(run, monkeypatch):
+def test_what_is_spent_is_counted_while_the_method_acts(run, monkeypatch, capsys):
     from victorctl.methods.floor import RandomTokens
 
     def choose(self, length, prompt):  # it keeps fewer than it plans
@@ -121,6 +121,10 @@ def test_what_is_spent_is_counted_while_the_method_acts(run, monkeypatch):
     row = by_method(run("compare.methods=random", "compare.budgets=5"))["random"]
     assert row["mean_visual_tokens"] == 2
     assert not row["reached"]
+    assert (
+        "random:count=5 planned 5.0 visual tokens per layer and spent 2.0"
+        in capsys.readouterr().err
+    )
 
 
 def test_costs_follow_from_the_counted_tokens(run, place):

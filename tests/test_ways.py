@@ -4,6 +4,8 @@ Faults planted and caught: registers left out of what Victor spends, a method th
 default, settings of one method given to all, near taken for reached.
 """
 
+from importlib.metadata import EntryPoint
+
 import pytest
 
 from tests.victor_models import victor_llava
@@ -119,3 +121,10 @@ def test_another_package_offers_methods_by_entry_points(monkeypatch):
     assert methods.names()[-1] == "mine"
     assert methods.method("mine") is methods.method("pool")
     assert [row["method"] for row in describe()["methods"]][-1] == "mine"
+
+
+def test_what_another_package_offers_and_does_not_have_is_named(monkeypatch):
+    point = EntryPoint("mine", "victorctl.methods.floor:Missing", "victorctl.methods")
+    monkeypatch.setattr(methods, "entry_points", lambda group: [point])
+    with pytest.raises(VictorError, match=r"'mine', offered as .*Missing.*\n  fix: mend the entry"):
+        methods.method("mine")

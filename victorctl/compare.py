@@ -175,6 +175,8 @@ def _ask(whole: Comparing, notebook: Notebook) -> list[Finding]:
 def _measure(whole: Comparing, findings: Sequence[Finding]) -> dict[str, Any]:
     """Turn answers into numbers, and measure speeds."""
     spent = {name: _spent(whole, way, findings) for name, way in whole.ways.items()}
+    for name, way in whole.ways.items():
+        _warn_of_plan(way, spent[name]["mean_visual_tokens"])
     base = _spent(whole, None, findings)
     seconds = _speeds(whole)
     rows = [_row(aim, spent[aim.way.name], seconds, findings) for aim in whole.aims]
@@ -201,6 +203,14 @@ def _measure(whole: Comparing, findings: Sequence[Finding]) -> dict[str, Any]:
         "weights_sha256": lineage.weights_sha256(whole.folder, whole.hashes),
         "settings": settings,
     }
+
+
+def _warn_of_plan(way: Way, counted: float) -> None:
+    """Say if a method that can be brought to a budget spent something else than it plans."""
+    if way.own is None or way.own.knob is None or Aim(way.mean, way).reached(counted):
+        return
+    planned = f"planned {way.mean:.1f} visual tokens per layer and spent {counted:.1f}"
+    say(f"warning: {way.name} {planned}: pictures differ in size, or `plan` is wrong", quiet=False)
 
 
 def _command(whole: Comparing) -> str:

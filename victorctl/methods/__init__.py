@@ -48,12 +48,27 @@ def method(name: str) -> "type[Method]":
         module, _, cls = METHODS[name].partition(":")
         return getattr(import_module(f"victorctl.methods.{module}"), cls)
     if found := others().get(name):
-        return found.load()
+        return _loaded(found)
     known = [*METHODS, *others()]
     near = difflib.get_close_matches(name.lower(), known, n=1)
     meant = f"did you mean {near[0]}? " if near else ""
     fix = f"{meant}use one of: {', '.join(sorted(known))}"
     raise VictorError(f"no method called {name!r}", fix=fix)
+
+
+def _loaded(found: EntryPoint) -> "type[Method]":
+    """Import another package's method.
+
+    Raises:
+        VictorError: If it is not where the package says.
+    """
+    try:
+        return found.load()
+    except (ImportError, AttributeError) as error:
+        raise VictorError(
+            f"method {found.name!r}, offered as {found.value}: {error}",
+            fix=f"mend the entry point under {GROUP}, or uninstall the package that has it",
+        ) from error
 
 
 def made(name: str, *, count: int | None, layer: int | None, seed: int) -> "Method":
