@@ -155,11 +155,40 @@ def test_an_interrupted_comparison_goes_on_with_the_same_result(run, tmp_path, m
     monkeypatch.setattr(notebook.Notebook, "add", stop)
     with pytest.raises(KeyboardInterrupt):
         run("compare.methods=random,vtc-cls", "compare.budgets=5")
+    with pytest.raises(VictorError, match="another run lies here: max_new_tokens was 3, is 2"):
+        run(
+            *("compare.methods=random,vtc-cls", "compare.budgets=5", "eval.max_new_tokens=2"),
+            resume=True,
+        )
+    seeds = "compare.settings={random: {seed: 7}}"
+    with pytest.raises(VictorError, match="another run lies here: methods was"):
+        run("compare.methods=random,vtc-cls", "compare.budgets=5", seeds, resume=True)
     (left,) = (tmp_path / "out.answers").glob("*.jsonl")
     assert len([*read_lines(left)]) == 2
     again = run("compare.methods=random,vtc-cls", "compare.budgets=5", resume=True)
     assert again["rows"] == whole["rows"]
     assert sum(calls) == ROWS
+
+
+@pytest.mark.parametrize("images", [(2,), (2, 1)])
+def test_budgets_are_reached_however_many_pictures_a_question_has(place, tmp_path, images):
+    data = tiny_data(tmp_path / "data", count=4, images=images)
+    recipe = settings(data, "compare.methods=victor,random,vtc-cls", "compare.budgets=auto")
+    where = dataclasses.replace(QUIET, out=tmp_path / "out")
+    found = compare(place / "model", recipe=recipe, run=where)
+    assert [row["reached"] for row in found["rows"]] == [True] * 3
+    assert found["rows"][0]["budget"] == found["rows"][0]["mean_visual_tokens"]
+
+
+def test_the_command_says_all_that_was_set(run):
+    found = run("compare.methods=random", "compare.settings={random: {layer: 1}}", "seed=3")
+    assert found["settings"]["command"] == (
+        "victorctl compare model --data data/data.json --set eval.batch_size=2 "
+        "--set eval.max_new_tokens=3 --set eval.repeats=0 --methods random --budgets auto "
+        "--set compare.settings.random.layer=1 --seed 3 --device cpu"
+    )
+    assert found["settings"]["base_intact"]
+    assert found["settings"]["data"] == "data.json"
 
 
 def test_speeds_are_of_everybody_beside_the_base(run):

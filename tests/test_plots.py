@@ -18,6 +18,7 @@ from victorctl.plots import (
     draw,
     loss_curve,
     losses,
+    pareto,
     png,
     points_of,
     smooth,
@@ -259,3 +260,13 @@ def test_drawing_leaves_matplotlib_as_it_was():
 
     assert picture.size == (1160, 780)
     assert dict(matplotlib.rcParams) == before
+
+
+def test_no_two_lines_of_a_comparison_look_alike():
+    rows = [
+        {"method": f"m{n}", "name": f"m{n}", "kept": 0.5, "mean_visual_tokens": n}
+        for n in range(30)
+    ]
+    (axes,) = pareto({"rows": rows}, Palette()).axes
+    looks = [(line.get_color(), line.get_marker()) for line in axes.lines[1:]]
+    assert len(looks) == len(set(looks)) == 30

@@ -87,3 +87,9 @@ def test_the_table_has_a_part_for_each_budget_best_first_and_those_who_are_not_t
     assert "nearest" in text
     assert "not verified against the authors' code: sparsevlm" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= width
+
+
+def test_a_base_that_is_never_right_leaves_nothing_to_keep():
+    rows = [row("pool", 30, 0.0, kept=None), row("fastv", 30, 0.3, kept=None)]
+    (said,) = sentences(rows, [SimpleNamespace(drawn=None)])
+    assert said == "At 30 tokens: the base is never right, so there is nothing to keep."

@@ -5,6 +5,7 @@ default, settings of one method given to all, near taken for reached.
 """
 
 from importlib.metadata import EntryPoint
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from tests.victor_models import victor_llava
 from victorctl import methods
 from victorctl.errors import VictorError
 from victorctl.methods.base import Spec
+from victorctl.sections import CompareSection
 from victorctl.ways import Aim, Models, chosen, describe
 
 N, LAYERS, K, M = 16, 6, 2, 3
@@ -22,10 +24,23 @@ def model():
     return victor_llava(registers=M, drop_layer=K)
 
 
-def aims(model, names, budgets, settings=None, *, elastic=False):
+def aims(  # noqa: PLR0913
+    model, names, budgets, settings=None, *, elastic=False, tiles=1, pictures=1.0
+):
     model.config.victor = {**model.config.victor, "elastic": elastic}
-    models = Models(model, model, Spec(N, LAYERS), seed=0)
+    picture, tile = Spec(N, LAYERS), Spec(N // tiles, LAYERS)
+    models = Models(model, model, picture, tile, tiles, pictures, seed=0)
     return list(models.aims(names, budgets, settings or {}))
+
+
+def names_of(methods="all", config=None, settings=None):
+    section = CompareSection(methods=methods, settings=settings or {})
+    return chosen(section, config or LLAVA)
+
+
+LLAVA = SimpleNamespace(
+    model_type="llava", vision_config=SimpleNamespace(model_type="clip_vision_model")
+)
 
 
 def test_auto_is_what_the_model_spends_registers_included(model):
@@ -82,19 +97,59 @@ def test_a_budget_is_reached_within_two_per_cent(model, mean, reached):
     assert Aim(5, aim.way).reached(5.5)  # or half a token
 
 
-def test_a_setting_that_there_is_not_is_named(model):
+def test_a_budget_is_of_a_question_however_many_pictures_it_has(model):
+    # Two pictures in every second question, none in the others: one on average.
+    own, random = aims(model, ["victor", "random"], ["auto"], pictures=3.0)
+    assert own.budget == pytest.approx(3 * (K * (N + M) + (LAYERS - K) * M) / LAYERS)
+    assert own.reached(own.way.mean)
+    assert random.way.own.count == round(own.budget / 3)
+    assert random.way.mean == 3 * random.way.own.count
+
+
+def test_methods_before_the_projector_decide_tile_by_tile(model):
+    tower, inside = aims(model, ["vtc-cls", "random"], [8], tiles=4)
+    assert (tower.way.own.count, inside.way.own.count) == (2, 8)
+    assert tower.way.mean == inside.way.mean == 8
+
+
+def test_a_setting_that_there_is_not_is_named():
     with pytest.raises(VictorError, match=r"compare.settings.fastv.layers: .*\n  fix: use its "):
-        aims(model, ["fastv"], [5], {"fastv": {"layers": 2}})
+        names_of("fastv", settings={"fastv": {"layers": 2}})
+    with pytest.raises(VictorError, match=r"sparsevlm\.stages: .*layers must ascend"):
+        names_of("sparsevlm", settings={"sparsevlm": {"stages": [9, 6, 15]}})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"fast": {"layer": 3}}, "compare.settings.fast: fast is not among --methods"),
+        ({"victor": {"registers": 1}}, "compare.settings.victor: victor has none"),
+        ({"random": {"count": 2}}, "compare.settings.random.count: it is what budgets are solved"),
+    ],
+)
+def test_settings_that_would_change_nothing_are_refused(settings, said):
+    with pytest.raises(VictorError, match=said):
+        names_of("victor,random", settings=settings)
 
 
 def test_all_are_all_but_those_that_need_something_of_the_user():
-    everyone = chosen(["all"])
-    assert everyone == ["victor", *(name for name in methods.METHODS if name != "ogs")]
-    assert chosen(["pool", "victor", "pool"]) == ["pool", "victor"]
+    assert names_of() == ["victor", *(name for name in methods.METHODS if name != "ogs")]
+    assert names_of("pool,victor,pool") == ["pool", "victor"]
     with pytest.raises(VictorError, match="--methods names none"):
-        chosen([])
+        names_of(",")
     with pytest.raises(VictorError, match=r"no method called 'fast'\n  fix: did you mean fastv\?"):
-        chosen(["fast"])
+        names_of("fast")
+    with pytest.raises(VictorError, match=r"no boxes are given\n  fix: give a file of them: --set"):
+        names_of("ogs")
+
+
+def test_where_a_projector_mixes_patches_methods_before_it_are_left_out_or_refused():
+    other = SimpleNamespace(model_type="internvl", vision_config=LLAVA.vision_config)
+    assert not {"vtc-cls", "downsample"} & set(names_of("all", other))
+    assert {"victor", "fastv", "pool"} < set(names_of("all", other))
+    assert names_of(CompareSection().methods, other)  # what is usual can act anywhere
+    with pytest.raises(VictorError, match=r"visionzip acts on .* the projector of internvl makes"):
+        names_of("visionzip", other)
 
 
 def test_the_list_says_where_a_method_acts_and_what_it_follows():

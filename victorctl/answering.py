@@ -52,12 +52,12 @@ def by_method(way: Method, model: PreTrainedModel) -> Contestant:
         way: The method.
         model: A Victor model.
     """
-    engine, own_eyes = Engine(way, model), way.stage in ("picture", "tower")
+    engine = Engine(way, model)
 
     def entered() -> list[list[int]]:
         return engine.entered
 
-    return Contestant(model, engine.acting, way.pictures, own_eyes, entered)
+    return Contestant(model, engine.acting, way.pictures, way.sees, entered)
 
 
 def settings_for(most: int, least: int, stop: Sequence[int], padding: int) -> GenerationConfig:

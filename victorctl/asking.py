@@ -1,6 +1,7 @@
 """The same questions to everybody, in batches that processes share and that kills interrupt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from victorctl.ahead import ahead
@@ -31,6 +32,16 @@ class Answers:
     divergences: list[float] | None = None
     cached: int = 0
     entered: dict[str, list[list[int]]] = field(default_factory=dict)
+
+
+@contextmanager
+def opening() -> Iterator[None]:
+    """Let a picture that cannot be read be an error that says how an evaluation goes on."""
+    try:
+        yield
+    except BadRow as error:
+        fix = "replace it with a picture and add --resume, or remove its row"
+        raise VictorError(error.problem, fix=fix) from error
 
 
 @dataclass(frozen=True)
@@ -98,11 +109,8 @@ class Asking:
     def _prepare(self, batch: Sequence[Question]) -> Shared:
         """Open the pictures of a batch."""
         shared = Shared(batch, self.greedy.processor)
-        try:
+        with opening():
             shared.prompts(pictures=True)
-        except BadRow as error:
-            fix = "replace it with a picture and add --resume, or remove its row"
-            raise VictorError(error.problem, fix=fix) from error
         return shared
 
     def _answer(self, shared: Shared, bar: Counter) -> list[Entry]:

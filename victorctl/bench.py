@@ -90,6 +90,10 @@ class Track:
             return partial(prefill, who.model, prompts)
         return partial(generate, who.model, prompts, LENGTHS.get(speed, 1))
 
+    def sees(self, name: str) -> bool:
+        """Tell whether a contestant's pictures cannot be seen before its prefill."""
+        return self.contestants[name].own_eyes
+
     def cache_bytes(self, name: str) -> int:
         """Measure a contestant's cache after one prompt."""
         who = self.contestants[name]
@@ -208,7 +212,8 @@ def _time(about: Subject, model: PreTrainedModel, memory: Mapping[str, Peak], ba
     total = len(bench.speeds) * (bench.repeats + 1) * len(turns)
     with progress("timings", total, quiet=about.run.quiet, ticking=False) as bar:
         for speed in bench.speeds:
-            runs = {name: track.run(name, speed) for name in turns}
+            timed = [name for name in turns if speed != "prefill" or not track.sees(name)]
+            runs = {name: track.run(name, speed) for name in timed}
             done = partial(bar.advance, text=speed)
             how = {"repeats": bench.repeats, "device": device, "done": done}
             for name, of in by_turns(runs, inside=track.inside, **how).items():
@@ -248,9 +253,10 @@ def product_rate(about: Subject, track: Track, repeats: int) -> dict[str, float]
 def _loads(about: Subject, track: Track) -> dict[str, Load]:
     """Count what a prompt costs each contestant."""
     config, shape = about.config, cost.shape_of(about.config)
+    pixels = noise(track.contestants[BASE].model, about.picture, "meta")["pixel_values"]
+    tiles = pixels.shape[:-3].numel()
     one = {"visual": track.one.visual, "text": track.one.text}
-    tiles = noise(track.contestants[BASE].model, about.picture, "meta")["pixel_values"]
-    tower = tiles.shape[:-3].numel() * cost.vision_flops(shape)
+    tower = tiles * cost.vision_flops(shape)
 
     def load(name: str, flops: float, seeing: float, tokens: Sequence[int]) -> Load:
         return Load(flops, seeing, track.cache_bytes(name), fmean(tokens) - one["text"])
@@ -258,7 +264,10 @@ def _loads(about: Subject, track: Track) -> dict[str, Load]:
     whole = (sum(one.values()),) * shape.layers
     found = {BASE: load(BASE, cost.prefill_flops(shape, whole), tower, whole)}
     for name, variant in about.variants.items():
-        flops, tokens = variant.flops(config, **one), variant.tokens(shape.layers, **one)
+        flops, tokens = (
+            variant.flops(config, tiles=tiles, **one),
+            variant.tokens(shape.layers, tiles=tiles, **one),
+        )
         found[name] = load(name, flops, tower * variant.pictures, tokens)
     return found
 

@@ -1,7 +1,6 @@
 """Methods beside Victor: the same questions, the same weights, the same mean tokens per layer."""
 
 import json
-import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,25 +10,37 @@ from statistics import fmean
 from typing import Any
 
 from victorctl import checkpoint, cost, lineage, measures, plots, standings
-from victorctl.answering import BASE
-from victorctl.asking import Asking
+from victorctl.answering import BASE, Contestant
+from victorctl.asking import Asking, opening
 from victorctl.contestants import Field, check_base, enter
 from victorctl.errors import VictorError
-from victorctl.evaluation import attention_of, dtype_of, fitting, known_answers, leaving
+from victorctl.evaluation import (
+    SEVERAL,
+    Evaluation,
+    check_scored,
+    command,
+    fitting,
+    identity,
+    known_answers,
+    leaving,
+    settings,
+)
 from victorctl.files import write_whole
 from victorctl.findings import Finding, mean_interval, mean_score
 from victorctl.folders import check_output, writing
 from victorctl.methods.base import Spec
+from victorctl.methods.seeing import patches
 from victorctl.notebook import Notebook
+from victorctl.processes import Processes
 from victorctl.questions import Size, prepare
 from victorctl.recipe import Recipe, Run
-from victorctl.runtime import resolve, say, seed_everything, set_threads, versions
+from victorctl.runtime import resolve, say, seed_everything, set_threads
+from victorctl.sections import CompareSection
 from victorctl.tasks import Task, check_asked, open_tasks
 from victorctl.timing import PREFILL, prefills, speed
 from victorctl.variants import VICTOR
 from victorctl.ways import VICTOR_SOURCE, Aim, Models, Way, chosen
 
-SEVERAL = 16  # questions answered at once where speed is measured
 REPORT = "compare.json"
 
 
@@ -38,29 +49,33 @@ class Comparing:
     """Everything that a comparison is made of.
 
     Args:
-        folder: Of the model.
-        recipe: Sections `eval` and `compare`, and the seed.
-        run: Where and on what.
-        out: Folder of the report.
-        tasks: What is asked.
-        field: The model and its base.
+        evaluation: What is asked, of whom, and how.
         aims: Every method at every budget, in the order of the budgets.
-        hashes: Of the model's base's files.
     """
 
-    folder: Path
-    recipe: Recipe
-    run: Run
-    out: Path
-    tasks: list[Task]
-    field: Field
+    evaluation: Evaluation
     aims: list[Aim]
-    hashes: Mapping[str, str]
 
     @property
     def ways(self) -> dict[str, Way]:
         """Everybody who is asked, once each, by name."""
         return {aim.way.name: aim.way for aim in self.aims}
+
+    @property
+    def field(self) -> Field:
+        """The model and its base."""
+        return self.evaluation.field
+
+    @property
+    def recipe(self) -> Recipe:
+        """Sections `eval` and `compare`, and the seed."""
+        return self.evaluation.recipe
+
+    @property
+    def everyone(self) -> dict[str, Contestant]:
+        """The base, and every way."""
+        others = {name: way.contestant for name, way in self.ways.items()}
+        return {BASE: self.field.base.contestant(), **others}
 
 
 def compare(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
@@ -80,9 +95,11 @@ def compare(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
             not fit.
     """
     started = time.perf_counter()
-    names = chosen(recipe.compare.methods)
     check_asked(recipe.eval)
     checkpoint.read_victor_config(model)
+    names = chosen(recipe.compare, checkpoint.load_config(model))
+    plain = {"baselines": False, "registers": None}  # ways of their own
+    recipe = recipe.model_copy(update={"eval": recipe.eval.model_copy(update=plain)})
     check_base(recipe, run)
     out = run.out or model / "compare"
     _check_output(out)
@@ -92,13 +109,15 @@ def compare(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     resolve(run)
     seed_everything(recipe.seed)
     tasks = open_tasks(recipe.eval, quiet=run.quiet)
+    check_scored(tasks)
     say(f"hashing and loading {model}", quiet=run.quiet)
     hashes = checkpoint.hash_base(model)
     field = enter(model, recipe, run, hashes)
-    aims = list(
-        _models(field, tasks, recipe).aims(names, recipe.compare.budgets, recipe.compare.settings)
+    section = recipe.compare
+    aims = list(_models(field, tasks, recipe).aims(names, section.budgets, section.settings))
+    whole = Comparing(
+        Evaluation(model, recipe, run, run, out, tasks, field, hashes, Processes()), aims
     )
-    whole = Comparing(model, recipe, run, out, tasks, field, aims, hashes)
     with leaving(notebook, run), notebook.running(_identity(whole), resume=resume):
         findings = _ask(whole, notebook)
         result = _measure(whole, findings)
@@ -129,42 +148,50 @@ def _models(field: Field, tasks: Sequence[Task], recipe: Recipe) -> Models:
             f"{who}: methods act on the base's weights inside a Victor model, and this is none",
             fix="give --base the folder that `victorctl convert` made, or leave --base out",
         )
-    asked = (one for task in tasks for one in task.questions)
-    pictured = next((one for one in asked if one.row.images), None)
-    if pictured is None:
+    asked = [one for task in tasks for one in task.questions]
+    pictures = [len(one.row.images) for one in asked]
+    if not any(pictures):
         fix = "ask about pictures: --data demo:test"
         raise VictorError("no question has a picture, so there is nothing to spend", fix=fix)
-    (size,) = prepare([pictured], field.greedy.processor, pictures=True).sizes
+    first = next(one for one in asked if one.row.images)
+    with opening():
+        shown = prepare([first], field.greedy.processor, pictures=True)
+    (size,) = shown.sizes
+    tiles = shown.pictures[0]["pixel_values"].shape[:-3].numel() // size.images
     layers = field.model.config.get_text_config().num_hidden_layers
-    spec = Spec(size.visual // size.images, layers)
-    return Models(field.model, field.base.model, spec, recipe.seed)
+    visual = size.visual // size.images
+    return Models(
+        field.model,
+        field.base.model,
+        Spec(visual, layers),
+        Spec(patches(field.model.config) if tiles > 1 else visual, layers),
+        tiles,
+        fmean(pictures),
+        recipe.seed,
+    )
 
 
 def _identity(whole: Comparing) -> dict[str, Any]:
     """What a resumed comparison must share with the one it continues."""
-    shared = {
-        "model": lineage.weights_sha256(whole.folder, whole.hashes),
-        "base": whole.field.base.identity["sha256"],
-        "SHA-256 of the data": {task.name: task.sha256 for task in whole.tasks},
-        "questions": {task.name: len(task.asked) for task in whole.tasks},
+    own = {
         "methods": list(whole.ways),
-        "seed": whole.recipe.seed,
-        "dtype": dtype_of(whole.field),
-        "attention": attention_of(whole.field),
+        "settings": {
+            name: None if way.own is None else way.own.model_dump(mode="json")
+            for name, way in whole.ways.items()
+        },
     }
-    return json.loads(json.dumps(shared))
+    return identity(whole.evaluation) | json.loads(json.dumps(own))
 
 
 def _ask(whole: Comparing, notebook: Notebook) -> list[Finding]:
     """Put all questions to the base and to every way."""
     field, section = whole.field, whole.recipe.eval
-    everyone = {BASE: field.base.contestant()}
-    everyone |= {name: way.contestant for name, way in whole.ways.items()}
     found = []
-    for task in whole.tasks:
+    for task in whole.evaluation.tasks:
         known = known_answers(field, section, task.longest)
+        quiet = whole.evaluation.run.quiet
         asking = Asking(
-            everyone, field.greedy, section.batch_size, task.longest, known, quiet=whole.run.quiet
+            whole.everyone, field.greedy, section.batch_size, task.longest, known, quiet=quiet
         )
         with fitting(section.batch_size):
             answers = asking.ask_on(task.name, task.questions, notebook)
@@ -174,35 +201,38 @@ def _ask(whole: Comparing, notebook: Notebook) -> list[Finding]:
 
 def _measure(whole: Comparing, findings: Sequence[Finding]) -> dict[str, Any]:
     """Turn answers into numbers, and measure speeds."""
+    folder = whole.evaluation.out
     spent = {name: _spent(whole, way, findings) for name, way in whole.ways.items()}
     for name, way in whole.ways.items():
         _warn_of_plan(way, spent[name]["mean_visual_tokens"])
     base = _spent(whole, None, findings)
     seconds = _speeds(whole)
     rows = [_row(aim, spent[aim.way.name], seconds, findings) for aim in whole.aims]
-    settings = {
-        "model": whole.folder.resolve().name,
-        "base": whole.field.base.name,
-        "base_intact": lineage.base_intact(whole.folder, whole.hashes),
-        **whole.recipe.compare.model_dump(),
-        **whole.recipe.eval.model_dump(exclude={"data_dir", "baselines", "registers"}),
-        "seed": whole.recipe.seed,
-        "dtype": dtype_of(whole.field),
-        "attention": attention_of(whole.field),
-        "device": str(whole.field.model.device),
-        "versions": versions(),
-        "command": _command(whole),
-    }
     accuracy = mean_score(findings, next(iter(whole.ways)))["base"]
     return {
         "questions": sum(len(finding.task.asked) for finding in findings),
         "base": {"accuracy": accuracy, **base, "seconds": seconds.get(BASE)},
         "rows": rows,
         "standings": standings.sentences(rows, findings),
-        "plot": str(whole.out / "pareto.png") if any(row["kept"] for row in rows) else None,
-        "weights_sha256": lineage.weights_sha256(whole.folder, whole.hashes),
-        "settings": settings,
+        "plot": str(folder / "pareto.png") if any(row["kept"] for row in rows) else None,
+        "weights_sha256": lineage.weights_sha256(whole.evaluation.folder, whole.evaluation.hashes),
+        "settings": {
+            **settings(whole.evaluation),
+            **whole.recipe.compare.model_dump(mode="json"),
+            "command": command(whole.evaluation, "compare", _asked_for(whole.recipe.compare)),
+        },
     }
+
+
+def _asked_for(section: CompareSection) -> list[str]:
+    """Write section `compare` as options."""
+    budgets = (b if b == "auto" else f"{b:g}" for b in section.budgets)
+    words = ["--methods", ",".join(section.methods), "--budgets", ",".join(budgets)]
+    for name, own in section.settings.items():
+        for key, value in own.items():
+            shown = value if isinstance(value, str) else json.dumps(value)
+            words += ["--set", f"compare.settings.{name}.{key}={shown}"]
+    return words
 
 
 def _warn_of_plan(way: Way, counted: float) -> None:
@@ -211,23 +241,6 @@ def _warn_of_plan(way: Way, counted: float) -> None:
         return
     planned = f"planned {way.mean:.1f} visual tokens per layer and spent {counted:.1f}"
     say(f"warning: {way.name} {planned}: pictures differ in size, or `plan` is wrong", quiet=False)
-
-
-def _command(whole: Comparing) -> str:
-    """Write the command that repeats this, but for what only sets it up otherwise."""
-    section = whole.recipe.compare
-    asked = whole.recipe.eval
-    what = (
-        ["--data", Path(asked.data).name if Path(asked.data).exists() else asked.data]
-        if (asked.data)
-        else ["--benchmarks", ",".join(asked.benchmarks)]
-    )
-    words = ["victorctl", "compare", whole.folder.resolve().name, *what]
-    words += ["--methods", ",".join(section.methods)]
-    words += ["--budgets", ",".join(f"{budget}" for budget in section.budgets)]
-    if asked.limit is not None:
-        words += ["--limit", str(asked.limit)]
-    return shlex.join([*words, "--seed", str(whole.recipe.seed)])
 
 
 def _spent(whole: Comparing, way: Way | None, findings: Sequence[Finding]) -> dict[str, Any]:
@@ -302,17 +315,16 @@ def _speeds(whole: Comparing) -> dict[str, dict[str, float]]:
     section, field = whole.recipe.eval, whole.field
     if section.repeats == 0:
         return {}
-    asked = [one for task in whole.tasks for one in task.questions if one.row.images]
+    asked = [one for task in whole.evaluation.tasks for one in task.questions if one.row.images]
     asked = asked[: min(SEVERAL, section.batch_size)]
-    everyone = {BASE: field.base.contestant()}
-    everyone |= {name: way.contestant for name, way in whole.ways.items()}
+    everyone = whole.everyone
     seeing = {name: who for name, who in everyone.items() if who.pictures}
     several = prepare(asked, field.greedy.processor, pictures=True)
     one = prepare(asked[:1], field.greedy.processor, pictures=True)
     with fitting(section.batch_size):
         by_name = speed(
             seeing, one=one, several=several, greedy=field.greedy, repeats=section.repeats,
-            quiet=whole.run.quiet,
+            quiet=whole.evaluation.run.quiet,
         )  # fmt: skip
         found = {name: {what: of[name] for what, of in by_name.items()} for name in seeing}
         if blind := {name: who for name, who in everyone.items() if not who.pictures}:
@@ -328,8 +340,8 @@ def _speeds(whole: Comparing) -> dict[str, dict[str, float]]:
 
 def _write(whole: Comparing, result: Mapping[str, Any]) -> None:
     """Write the numbers and the plot."""
-    say("writing the comparison", quiet=whole.run.quiet)
-    with writing(whole.out, overwrite=True) as folder:
+    say("writing the comparison", quiet=whole.evaluation.run.quiet)
+    with writing(whole.evaluation.out, overwrite=True) as folder:
         text = json.dumps({"schema": "victorctl/compare/1", **result}, indent=1)
         write_whole(folder / REPORT, f"{text}\n".encode())
         if result["plot"]:

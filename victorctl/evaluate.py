@@ -14,7 +14,9 @@ from victorctl.asking import Answers, Asking
 from victorctl.contestants import check_base, enter
 from victorctl.errors import VictorError
 from victorctl.evaluation import (
+    SEVERAL,
     Evaluation,
+    check_scored,
     command,
     fitting,
     identity,
@@ -25,7 +27,6 @@ from victorctl.evaluation import (
 )
 from victorctl.findings import Finding, differences, predictions, quality
 from victorctl.folders import check_output, writing
-from victorctl.measures import Marked
 from victorctl.notebook import Notebook
 from victorctl.processes import Processes
 from victorctl.recipe import Recipe, Run
@@ -34,7 +35,6 @@ from victorctl.spending import baseline, costs, mean_costs, speeds
 from victorctl.tasks import Task, check_asked, open_tasks
 
 PATIENCE = timedelta(days=30)  # shares of a long evaluation do not end together
-SEVERAL = 16  # questions answered at once where speed is measured
 
 
 def evaluate(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
@@ -65,8 +65,7 @@ def evaluate(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     resolve(run)
     seed_everything(recipe.seed)
     tasks = open_tasks(recipe.eval, quiet=run.quiet)
-    for task in tasks:
-        _check_scored(task)
+    check_scored(tasks)
     if recipe.eval.data == "demo":
         say("warning: demo is what models are trained on; --data demo:test is not", quiet=run.quiet)
     say(f"hashing and loading {model}", quiet=run.quiet)
@@ -105,16 +104,6 @@ def _check_whole(processes: Processes) -> None:
         raise VictorError(
             "the accelerate configuration asks for FSDP, and eval holds the model in each process",
             fix="use one for several GPUs: victorctl recipes copy accelerate/ddp",
-        )
-
-
-def _check_scored(task: Task) -> None:
-    """Refuse questions that cannot be scored, however they are answered: too few of a benchmark."""
-    asked = [*task.asked]
-    if Marked.of(task.scorer, asked, [""] * len(asked)).share is None:
-        raise VictorError(
-            f"{task.title}: {len(asked)} questions, and they do not make a score",
-            fix="ask more of them: all of its data, and a larger --limit if there is one",
         )
 
 

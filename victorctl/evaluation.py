@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from victorctl import checkpoint, lineage
 from victorctl.base_answers import BaseAnswers
 from victorctl.contestants import Field
 from victorctl.errors import VictorError
+from victorctl.measures import Marked
 from victorctl.notebook import Notebook
 from victorctl.processes import Processes
 from victorctl.recipe import Recipe, Run
@@ -24,6 +25,9 @@ from victorctl.weights import sha256
 
 WAYS = ("data", "data_dir", "base_cache", "batch_size", "differences", "repeats")
 """Keys of section `eval` that change no answer, or by rounding alone."""
+
+
+SEVERAL = 16  # questions answered at once where speed is measured
 
 
 @dataclass(frozen=True)
@@ -116,11 +120,17 @@ def settings(whole: Evaluation) -> dict[str, Any]:
     }
 
 
-def command(whole: Evaluation) -> str:
-    """Write the command that repeats this, with everything that is not at its default."""
+def command(whole: Evaluation, name: str = "eval", more: Sequence[str] = ()) -> str:
+    """Write the command that repeats this, with everything that is not at its default.
+
+    Args:
+        whole: What was asked.
+        name: Of the command.
+        more: Options of its own.
+    """
     run, base = whole.typed, whole.field.base
     asked = _asked(whole.recipe.eval, whole.folder.resolve().parent)
-    words = ["victorctl", "eval", whole.folder.resolve().name, *asked]
+    words = ["victorctl", name, whole.folder.resolve().name, *asked, *more]
     words += ["--seed", str(whole.recipe.seed)]
     if run.base:
         words += ["--base", base.name if base else run.base]
@@ -205,3 +215,18 @@ def leaving(notebook: Notebook, run: Run) -> Iterator[None]:
         if notebook.exists:
             say("stopped; what was answered is kept: add --resume to go on", quiet=run.quiet)
         raise
+
+
+def check_scored(tasks: Sequence[Task]) -> None:
+    """Refuse questions that cannot be scored, however they are answered: too few of a benchmark.
+
+    Raises:
+        VictorError: If there are such.
+    """
+    for task in tasks:
+        asked = [*task.asked]
+        if Marked.of(task.scorer, asked, [""] * len(asked)).share is None:
+            raise VictorError(
+                f"{task.title}: {len(asked)} questions, and they do not make a score",
+                fix="ask more of them: all of its data, and a larger --limit if there is one",
+            )

@@ -26,7 +26,7 @@ PARTS = {"cross_entropy": (4, 2), "distill": (1, 1.5), "hidden": (6, 2, 1, 2)}
 SMOOTHING = 50  # a smoothed loss is the mean over a fiftieth of the run to each side
 
 SPEEDS = (0.05, 0.1, 0.2, 0.5, 1, 1.5, 2, 3, 5, 10, 20, 50, 100)  # marks of the axis of speeds
-MARKS = "svD^<>pPXh"  # of the lines of a comparison
+MARKS = "svD^<>pPX"  # nine, beside ten colours: no two lines of a comparison look alike
 VICTOR = "victor"
 APART = 25  # typographic points from a mark to the next that leave its name enough room
 

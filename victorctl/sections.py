@@ -285,8 +285,8 @@ class EvalSection(Section):
 class CompareSection(Section):
     """What is compared, and at what cost."""
 
-    methods: tuple[str, ...] = ("victor", "fastv", "visionzip", "pool", "random")
-    """Methods by name, with commas between; `all` for all that there are."""
+    methods: tuple[str, ...] = ("victor", "fastv", "sparsevlm", "pool", "grid", "random")
+    """Methods by name, with commas between; `all` for all that can act in the model."""
 
     budgets: tuple[Literal["auto"] | PositiveFloat, ...] = ("auto",)
     """Mean visual tokens entering a layer, with commas between; auto: as the model spends."""

@@ -9,7 +9,6 @@ from victorctl.answering import BASE, MODEL
 from victorctl.contestants import Field
 from victorctl.findings import Finding, mean_interval, mean_pairs, mean_score
 from victorctl.measures import Load, Pair, pair
-from victorctl.methods.base import Method, Spec
 from victorctl.questions import Prompts, Question, Size, prepare
 from victorctl.timing import PREFILL, SPEEDS, decode_rate, prefills, speed
 
@@ -96,26 +95,10 @@ def mean_costs(field: Field, findings: Sequence[Finding]) -> dict[str, Pair]:
 def baseline(field: Field, name: str, findings: Sequence[Finding]) -> dict[str, Any]:
     """Sum up one of the simple ways."""
     accuracy = mean_score(findings, name)
-    tokens = [_tokens(field, name, finding.answers.sizes) for finding in findings]
+    tokens = [fmean(map(fmean, finding.answers.entered[name])) for finding in findings]
     return {
         "accuracy": accuracy[MODEL],
         "kept": measures.share(**accuracy),
         "interval": mean_interval(findings, name),
         "mean_visual_tokens": fmean(tokens),
     }
-
-
-def _tokens(field: Field, name: str, sizes: Sequence[Size]) -> float:
-    """Count the visual tokens in a layer that one of the simple ways spends on average."""
-    way, shape = field.ways[name], cost.shape_of(field.model.config)
-    loads = [
-        Load(visual, _late(way, visual, images), text) if way.pictures else Load(0, 0, text)
-        for visual, text, images in sizes
-    ]
-    spent = measures.spend(shape, field.model.config.victor["drop_layer"], loads)
-    return spent["mean_visual_tokens"]
-
-
-def _late(way: Method, visual: int, images: int) -> int:
-    """Count the visual tokens of a prompt that go on, of so many in all its pictures."""
-    return images * way.plan(Spec(visual // images, way.layer + 1))[-1] if images else 0

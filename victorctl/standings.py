@@ -26,7 +26,7 @@ def sentences(rows: Sequence[Mapping[str, Any]], findings: Sequence[Finding]) ->
     said = []
     for budget in dict.fromkeys(row["budget"] for row in rows):
         there = [row for row in rows if row["budget"] == budget and row["reached"]]
-        there = sorted(there, key=lambda row: -(row["kept"] or 0))
+        there = sorted(there, key=lambda row: -row["accuracy"])
         away = [row["method"] for row in rows if row["budget"] == budget and not row["reached"]]
         said.append(f"At {number(budget)} tokens: {_winner(there, findings)}{_absent(away)}")
     return said
@@ -36,6 +36,8 @@ def _winner(there: Sequence[Mapping[str, Any]], findings: Sequence[Finding]) -> 
     if not there:
         return "no method reaches it."
     first = there[0]
+    if first["kept"] is None:
+        return "the base is never right, so there is nothing to keep."
     best = f"{first['method']} keeps most, {percent(first['kept'])}"
     if len(there) == 1:
         return f"{best}, and is alone."

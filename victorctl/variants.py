@@ -44,13 +44,15 @@ class Variant:
         """Whether prompts have their pictures."""
         return self.method == VICTOR or method(self.method).pictures
 
-    def tokens(self, layers: int, *, visual: int, text: int) -> tuple[int, ...]:
-        """Count the tokens of a prompt with one image that enter each layer."""
+    def tokens(self, layers: int, *, visual: int, text: int, tiles: int = 1) -> tuple[int, ...]:
+        """Count the tokens of a prompt with one image, of so many tiles, that enter each layer."""
         k, count = self.drop_layer, self.registers
         if self.method == VICTOR:
             return cost.tokens_per_layer(layers, k, visual=visual, registers=count, text=text)
-        plan = self.way(0).plan(Spec(visual, layers))
-        return tuple(entering + text for entering in plan)
+        way = self.way(0)
+        parts = tiles if way.sees else 1
+        plan = way.plan(Spec(visual // parts, layers))
+        return tuple(parts * entering + text for entering in plan)
 
     def way(self, seed: int) -> Method:
         """Set the method up; one that acts at several layers, or before all, has its own.
@@ -67,10 +69,11 @@ class Variant:
                 fix="choose other numbers: METHOD:TOKENS@LAYER",
             ) from error
 
-    def flops(self, config: PreTrainedConfig, *, visual: int, text: int) -> float:
+    def flops(self, config: PreTrainedConfig, *, visual: int, text: int, tiles: int = 1) -> float:
         """Count the FLOPs of a prompt in the language model, as `cost.prefill_flops` does."""
         shape = cost.shape_of(config)
-        flops = cost.prefill_flops(shape, self.tokens(shape.layers, visual=visual, text=text))
+        tokens = self.tokens(shape.layers, visual=visual, text=text, tiles=tiles)
+        flops = cost.prefill_flops(shape, tokens)
         if self.method != VICTOR:
             return flops
         return flops + measures.adapter_flops(shape, config.victor, self.registers)

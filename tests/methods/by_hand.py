@@ -32,7 +32,6 @@ def tile(attention, *, features=None, states=None, compared=None, has_class=True
         layers,
         lambda layer, queries: tables[layer][:, queries],
         lambda layer: compared[layer],
-        torch.Generator().manual_seed(0),
     )
 
 

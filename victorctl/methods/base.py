@@ -1,16 +1,27 @@
 """What a method is: settings, and a decision about the visual tokens that it is shown."""
 
 from abc import ABC
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from victorctl.section import Section
+
+
+def _ascending(layers: tuple[int, ...]) -> tuple[int, ...]:
+    if any(later <= layer for layer, later in pairwise(layers)) or layers[0] < 0:
+        raise ValueError("layers must ascend, from 0 on")
+    return layers
+
+
+Layers = Annotated[tuple[int, ...], AfterValidator(_ascending)]
+"""Layers of a model, ascending."""
 
 Stage = Literal["picture", "tower", "projector", "layers"]
 Positions = Literal["original", "compact"]
@@ -42,8 +53,6 @@ class Tile:
         layers: Layers of the tower that are read for the features.
         attend: Computes what some of the tower's tokens attend to in one of its layers.
         compare: Gives the queries and keys of one of its layers, each [heads, t, e].
-        generator: For random choices: equal for the same picture, whatever is beside it.
-        extras: What the user gave for this picture, by name.
     """
 
     features: Tensor
@@ -52,8 +61,6 @@ class Tile:
     layers: int
     attend: Callable[[int, Tensor], Tensor]
     compare: Callable[[int], tuple[Tensor, Tensor]]
-    generator: torch.Generator
-    extras: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def first(self) -> int:
@@ -211,14 +218,26 @@ class Method(Section, ABC):
     seed: int = Field(0, ge=0)
     """Of random choices."""
 
+    def ready(self) -> None:
+        """Check, before anything is loaded, that everything is there that the user must give.
+
+        Raises:
+            VictorError: If it is not.
+        """
+
     # ---- Where it acts ----
+
+    @property
+    def sees(self) -> bool:
+        """Whether it acts before the projector, so that others' features are of no use."""
+        return self.stage in ("picture", "tower")
 
     def before(self, layers: int) -> tuple[int, ...]:
         """Say before which layers of the language model it reduces; 0 is the whole prompt."""
         return ()
 
     def reads(self, layers: int) -> tuple[int, ...]:
-        """Say in which layers of the language model it asks for attention: those before its own."""
+        """Say in which layers of the language model it asks for attention."""
         return ()
 
     def looks(self, layers: int) -> tuple[int, ...]:
@@ -266,7 +285,10 @@ class Method(Section, ABC):
     # ---- What it spends ----
 
     def plan(self, spec: Spec) -> tuple[int, ...]:
-        """Say how many visual tokens of a picture enter each layer of the language model."""
+        """Say how many visual tokens of a picture enter each layer of the language model.
+
+        Methods that act before the projector say so of a tile.
+        """
         raise NotImplementedError
 
     def mean(self, spec: Spec) -> float:

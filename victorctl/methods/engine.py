@@ -42,7 +42,7 @@ class Engine:
     def __init__(self, method: Method, model: VictorMixin) -> None:
         self.method, self.model, self.text = method, model, model.get_decoder()
         self.depth = len(self.text.layers)
-        self.seeing = Seeing(method, model) if method.stage in ("picture", "tower") else None
+        self.seeing = Seeing(method, model) if method.sees else None
         own = set(method.before(self.depth))
         if max(own, default=0) >= self.depth:
             raise VictorError(
@@ -52,7 +52,7 @@ class Engine:
             )
         self.cuts = own | ({0} if self.seeing else set())
         self.edges = sorted({0, self.depth} | self.cuts)
-        read = method.reads(self.depth) or [cut - 1 for cut in own if cut > 0]
+        read = method.reads(self.depth)
         self.watch = Watch({layer: attention_of(self.text.layers[layer]) for layer in read})
         self.entered: list[list[int]] = []
         """Visual tokens that entered each layer in the last prefill, row by row."""

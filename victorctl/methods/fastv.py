@@ -27,6 +27,10 @@ class FastV(Method):
         """See `Method.before`."""
         return (min(self.layer, layers),)
 
+    def reads(self, layers: int) -> tuple[int, ...]:
+        """See `Method.reads`."""
+        return tuple(cut - 1 for cut in self.before(layers))
+
     def reduce(self, prompt: Prompt) -> Kept:
         """See `Method.reduce`."""
         score = prompt.attention(prompt.last).mean(dim=0)[0]  # [v]

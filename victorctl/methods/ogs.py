@@ -66,17 +66,22 @@ class OGS(Method):
         """See `Method.plan`."""
         return (min(self.count, spec.visual),) * spec.layers
 
+    def ready(self) -> None:
+        """See `Method.ready`."""
+        if self.boxes is None:
+            raise VictorError(
+                "ogs: keeps what boxes are around, and no boxes are given",
+                fix="give a file of them: --set compare.settings.ogs.boxes=boxes.json",
+            )
+        _read(self.boxes)
+
     def _boxes(self, row: int) -> Sequence[Sequence[float]]:
         """Find a picture's boxes.
 
         Raises:
             VictorError: If the user gave none.
         """
-        if self.boxes is None:
-            raise VictorError(
-                "ogs: keeps what boxes are around, and no boxes are given",
-                fix="give a file of them: --set 'compare.ogs={boxes: boxes.json}'",
-            )
+        self.ready()
         found = _read(self.boxes).get(row)
         if not found:
             raise VictorError(

@@ -4,7 +4,18 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from victorctl.methods.base import Kept, Method, Positions, Prompt, Spec, Stage, scaled, share, top
+from victorctl.methods.base import (
+    Kept,
+    Layers,
+    Method,
+    Positions,
+    Prompt,
+    Spec,
+    Stage,
+    scaled,
+    share,
+    top,
+)
 
 DEPTH = 32  # layers of the model that the stages are given for
 
@@ -27,7 +38,7 @@ class PyramidDrop(Method):
     positions: Positions = "compact"
     """What goes on keeps its position, or each layer counts what it holds (compact)."""
 
-    stages: tuple[int, ...] = Field((8, 16, 24), min_length=1)
+    stages: Layers = Field((8, 16, 24), min_length=1)
     """Layers before which tokens are dropped, of 32; in proportion where there are others."""
 
     percent: int = Field(50, ge=1, le=100)
@@ -36,6 +47,10 @@ class PyramidDrop(Method):
     def before(self, layers: int) -> tuple[int, ...]:
         """See `Method.before`."""
         return scaled(self.stages, DEPTH, layers, least=1)
+
+    def reads(self, layers: int) -> tuple[int, ...]:
+        """See `Method.reads`."""
+        return tuple(cut - 1 for cut in self.before(layers))
 
     def reduce(self, prompt: Prompt) -> Kept:
         """See `Method.reduce`."""

@@ -41,10 +41,8 @@ class Seeing:
 
     def __init__(self, method: Method, model: VictorMixin) -> None:
         self.method, self.inner, config = method, model.model, model.config
-        if config.model_type not in PATCHES:
-            raise self._refused(f"the projector of {config.model_type} makes tokens of several")
-        if config.vision_config.model_type not in TOWERS:
-            raise self._refused(f"this one is a {config.vision_config.model_type}")
+        if (why := unsuited(config)) is not None:
+            raise self._refused(why)
         self._has_class = config.vision_config.model_type.startswith("clip")
         if self._has_class and getattr(config, "vision_feature_select_strategy", "") == "full":
             raise self._refused("this one hands its class token on, too")
@@ -61,7 +59,7 @@ class Seeing:
         self.watch = Watch({layer: attention_of(self.layers[layer]) for layer in looks})
         sizes = self.tower.config
         self.side = sizes.image_size // sizes.patch_size
-        self.places = self.side**2
+        self.places = patches(config)
         self._rows: Sequence[int] = ()
         self._states: Tensor | None = None
         self._live: Tensor | None = None
@@ -215,8 +213,7 @@ class Seeing:
             seen = self._seen(layer)
             return seen.query[number], seen.key[number]
 
-        generator = torch.Generator().manual_seed(self.method.seed)
-        return Tile(features, states, self._has_class, self.depth, attend, compare, generator)
+        return Tile(features, states, self._has_class, self.depth, attend, compare)
 
     def _seen(self, layer: int) -> Any:
         return self.watch.seen[min(layer, len(self.layers) - 1)]
@@ -266,6 +263,25 @@ class Seeing:
         alive = torch.zeros(int(row.max()) + 1, dtype=torch.long, device=ids.device)
         alive = alive.index_add(0, row, (stays & ~whole).long())
         return torch.where(ends, alive[row] > 0, stays)
+
+
+def unsuited(config: Any) -> str | None:
+    """Say why methods cannot act before a model's projector; None where they can.
+
+    Args:
+        config: Of the model.
+    """
+    if config.model_type not in PATCHES:
+        return f"the projector of {config.model_type} makes tokens of several"
+    if config.vision_config.model_type not in TOWERS:
+        return f"this one is a {config.vision_config.model_type}"
+    return None
+
+
+def patches(config: Any) -> int:
+    """Count the patches of a picture, or of a tile, that a tower is shown as usual."""
+    vision = config.vision_config
+    return (vision.image_size // vision.patch_size) ** 2
 
 
 def layers_of(tower: nn.Module) -> nn.ModuleList:

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from victorctl.methods.base import Kept, Method, Positions, Prompt, Spec, Stage, scaled, top
+from victorctl.methods.base import Kept, Layers, Method, Positions, Prompt, Spec, Stage, scaled, top
 
 DEPTH, PATCHES = 32, 576  # of the model that budgets and layers are given for
 BUDGETS = {
@@ -51,7 +51,7 @@ class SparseVLM(Method):
     budget: int = Field(192, ge=1)
     """Mean tokens leaving a layer, of 576 visual tokens; the code has 192, 128, 96 and 64."""
 
-    stages: tuple[int, ...] = Field((2, 6, 15), min_length=3, max_length=3)
+    stages: Layers = Field((2, 6, 15), min_length=3, max_length=3)
     """Layers after which tokens are dropped, of 32; in proportion where there are others."""
 
     merge: Literal["mean", "sum"] = "mean"

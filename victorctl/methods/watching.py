@@ -21,7 +21,7 @@ class Seen:
 
     Args:
         query: [b, heads, t, e].
-        key: [b, heads, t, e]; heads that share keys have copies of them.
+        key: [b, heads or fewer that share, t, e].
         scaling: Of the products.
         softcap: Bound of the scaled products, where there is one.
         window: How many tokens a token sees, itself included, where that is bounded.
@@ -50,7 +50,8 @@ class Seen:
             Shares [heads, q, t]; each row sums to one.
         """
         query = self.query[row][:, queries].float()  # [heads, q, e]
-        scores = query @ self.key[row].float().transpose(1, 2) * self.scaling
+        key = self.key[row].float().repeat_interleave(len(query) // self.key.shape[1], dim=0)
+        scores = query @ key.transpose(1, 2) * self.scaling
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
         if self.mask is not None:
@@ -118,10 +119,9 @@ def _attend(
 ) -> tuple[Tensor, Tensor | None]:
     """Note what is compared during a prefill, and let the usual attention do its work."""
     if query.shape[2] > 1 and query.shape[2] == key.shape[2]:
-        shared = query.shape[1] // key.shape[1]
         seen = Seen(
             query,
-            key.repeat_interleave(shared, dim=1),
+            key,
             kwargs.get("scaling") or query.shape[-1] ** -0.5,
             kwargs.get("softcap"),
             kwargs.get("sliding_window"),
