@@ -28,19 +28,15 @@ def comparison(model: str) -> str:
     """Show what was found of a model: what each method keeps at each budget."""
     found = stored(f"{model}-compare")
     result = found["compare"]
-    budgets = list(dict.fromkeys(row["budget"] for row in result["rows"]))
-    named = list(dict.fromkeys(row["method"] for row in result["rows"]))
-    cells = {(row["method"], row["budget"]): row for row in result["rows"]}
-    order = sorted(named, key=lambda name: -_mean(cells, name, budgets))
-    head = ("kept at", *(f"{number(budget)} tokens" for budget in budgets))
-    kept = [(f"`{name}`", *(_kept(cells[name, budget]) for budget in budgets)) for name in order]
+    kept, order, cells = _table(result)
+    middle = sorted({row["budget"] for row in result["rows"]})
+    middle = middle[len(middle) // 2]
     front = {row["name"] for row in standings.front(result["rows"])}
     said = "\n".join(f"* {sentence}" for sentence in result["standings"])
     starred = ", ".join(
         f"`{row['method']}` at {number(row['mean_visual_tokens'])}"
         for row in standings.front(result["rows"])
     )
-    middle = budgets[len(budgets) // 2]
     speeds = table(
         (f"at {number(middle)} tokens", "95 % interval of kept", "prefill", "128 tokens"),
         [(f"`{name}`", *_speeds(cells[name, middle])) for name in order],
@@ -48,13 +44,37 @@ def comparison(model: str) -> str:
     commands = "\n".join(found["commands"])
     return join(
         f"![Accuracy kept over visual tokens per layer](images/{model}-pareto.png)",
-        table(head, kept),
+        f"Methods at the same mean visual tokens per layer, {result['questions']:,} questions, of "
+        f"which the base answers {percent(result['base']['accuracy'])}; in brackets, what cannot "
+        "reach a budget:",
+        kept,
         said,
         f"On the Pareto front ({len(front)} of {len({row['name'] for row in result['rows']})} "
         f"settings): {starred}.",
         speeds,
         f"```shell\n{commands}\n```",
     )
+
+
+def with_positions(model: str) -> str:
+    """Show what methods keep whose tokens keep their positions, where their authors' do not."""
+    result = stored(f"{model}-compare-original")
+    return join(
+        "Those that count positions anew, with `positions: original` instead:",
+        _table(result)[0],
+        f"```shell\n{result['settings']['command']}\n```",
+    )
+
+
+def _table(result: dict[str, Any]) -> tuple[str, list[str], dict[Any, dict[str, Any]]]:
+    """Make a row for each method, those that keep most first, and a column for each budget."""
+    budgets = list(dict.fromkeys(row["budget"] for row in result["rows"]))
+    named = list(dict.fromkeys(row["method"] for row in result["rows"]))
+    cells = {(row["method"], row["budget"]): row for row in result["rows"]}
+    order = sorted(named, key=lambda name: -_mean(cells, name, budgets))
+    head = ("kept at", *(f"{number(budget)} tokens" for budget in budgets))
+    kept = [(f"`{name}`", *(_kept(cells[name, budget]) for budget in budgets)) for name in order]
+    return table(head, kept), order, cells
 
 
 def _mean(cells: dict[Any, dict[str, Any]], name: str, budgets: list[float]) -> float:

@@ -72,6 +72,8 @@ def blocks() -> dict[Path, str]:
         shown = join(shown, training_steps(stored("bench-train")["runs"]))
     if file_of("demo-compare").exists():
         shown = join(shown, compare_pages.comparison("demo"))
+    if file_of("demo-compare-original").exists():
+        shown = join(shown, compare_pages.with_positions("demo"))
     pages[DOCS / "results.md"] = join(shown, converting(stored("converting")))
     pages[DOCS / "benchmarks.md"] = benchmark_pages.block(table)
     pages[DOCS / "estimate.md"] = estimate_pages.block(table, file_of("estimate"))

@@ -265,7 +265,7 @@ def test_every_number_follows_from_the_answers_and_the_times(place, fast, monkey
         told = {name: texts.get(name, ["?"] * 6) for name in asking.contestants}
         sizes = [Size(16, 4, 1)] * 3 + [Size(32, 10, 2)] * 2 + [Size(0, 6, 0)]
         counted = [[16] * 2 + [3] * 4] * 3 + [[32] * 2 + [6] * 4] * 2 + [[0] * 6]
-        entered = {name: counted for name in told} | {"no-image": [[0] * 6] * 6}
+        entered = dict.fromkeys(told, counted) | {"no-image": [[0] * 6] * 6}
         return Answers(told, sizes, [0.5, 0.25, 0, 0, 0, 0], entered=entered)
 
     monkeypatch.setattr(Asking, "ask_on", answer)
