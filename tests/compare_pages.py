@@ -37,6 +37,7 @@ def comparison(model: str) -> str:
         f"`{row['method']}` at {number(row['mean_visual_tokens'])}"
         for row in standings.front(result["rows"])
     )
+    timed = any(row["prefill_speedup"] for row in result["rows"])
     speeds = table(
         (f"at {number(middle)} tokens", "95 % interval of kept", "prefill", "128 tokens"),
         [(f"`{name}`", *_speeds(cells[name, middle])) for name in order],
@@ -51,7 +52,7 @@ def comparison(model: str) -> str:
         said,
         f"On the Pareto front ({len(front)} of {len({row['name'] for row in result['rows']})} "
         f"settings): {starred}.",
-        speeds,
+        *[speeds] * timed,
         f"```shell\n{commands}\n```",
     )
 
