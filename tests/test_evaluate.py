@@ -269,11 +269,8 @@ def test_every_number_follows_from_the_answers_and_the_times(place, fast, monkey
         return Answers(told, sizes, [0.5, 0.25, 0, 0, 0, 0], entered=entered)
 
     monkeypatch.setattr(Asking, "ask_on", answer)
-    result = evaluate(
-        place / "model",
-        recipe=settings(data, "eval.baselines=true"),
-        run=dataclasses.replace(QUIET, out=tmp_path / "out"),
-    )
+    run = dataclasses.replace(QUIET, out=tmp_path / "out")
+    result = evaluate(place / "model", recipe=settings(data, "eval.baselines=true"), run=run)
 
     assert result["accuracy"] == {"model": 3 / 6, "base": 4 / 6}
     assert result["kept"] == pytest.approx(3 / 4)
