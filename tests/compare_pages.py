@@ -15,7 +15,7 @@ def methods() -> str:
             f"`{row['method']}`",
             row["stage"],
             f"`{row['knob']}`" if row["knob"] != "the picture" else row["knob"],
-            ", ".join(f"`{name}`" for name in row["settings"]),
+            ", ".join(f"`{name.partition('=')[0]}`" for name in row["settings"]),
             row["source"],
             "; ".join(row["unverified"]),
         )

@@ -155,7 +155,7 @@ def test_where_a_projector_mixes_patches_methods_before_it_are_left_out_or_refus
 def test_the_list_says_where_a_method_acts_and_what_it_follows():
     rows = {row["method"]: row for row in describe()["methods"]}
     assert list(rows) == ["victor", *methods.METHODS]
-    assert rows["fastv"]["settings"] == {"positions": "original", "layer": 2, "count": 288}
+    assert rows["fastv"]["settings"] == ["positions=original", "layer=2", "count=288"]
     assert rows["prumerge"]["knob"] == "the picture"
     assert (rows["vtc-cls"]["stage"], rows["sparsevlm"]["knob"]) == ("tower", "budget")
     assert all(row["source"] for row in rows.values())

@@ -236,14 +236,15 @@ def describe() -> dict[str, list[dict[str, Any]]]:
         "knob": "registers",
         "source": VICTOR_SOURCE,
         "unverified": [],
-        "settings": {},
+        "settings": [],
     }
     return {"methods": [own, *(_described(name) for name in methods.names())]}
 
 
 def _described(name: str) -> dict[str, Any]:
     cls = methods.method(name)
-    settings = {key: field.default for key, field in cls.model_fields.items() if key != "seed"}
+    known = {key: field.default for key, field in cls.model_fields.items() if key != "seed"}
+    settings = [f"{key}={value}" for key, value in known.items()]
     return {
         "method": name,
         "stage": cls.stage,
