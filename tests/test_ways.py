@@ -13,6 +13,7 @@ from tests.victor_models import victor_llava
 from victorctl import methods
 from victorctl.errors import VictorError
 from victorctl.methods.base import Spec
+from victorctl.recipe import load_recipe
 from victorctl.sections import CompareSection
 from victorctl.ways import Aim, Models, chosen, describe
 
@@ -183,3 +184,12 @@ def test_what_another_package_offers_and_does_not_have_is_named(monkeypatch):
     monkeypatch.setattr(methods, "entry_points", lambda group: [point])
     with pytest.raises(VictorError, match=r"'mine', offered as .*Missing.*\n  fix: mend the entry"):
         methods.method("mine")
+
+
+def test_a_budget_is_a_number_above_0_or_auto_and_counts_once(model):
+    for wrong in ("0", "-5", "abc", "20,nan"):
+        with pytest.raises(VictorError, match="is neither a number above 0 nor auto"):
+            load_recipe(flags={"compare.budgets": wrong})
+    found = load_recipe(flags={"compare.budgets": "20,auto,1e2"}).compare.budgets
+    assert found == (20, "auto", 100)
+    assert len(aims(model, ["grid"], [5, 5])) == 1

@@ -1,5 +1,6 @@
 """Methods beside Victor: the same questions, the same weights, the same mean tokens per layer."""
 
+import hashlib
 import json
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any
 from victorctl import checkpoint, cost, lineage, measures, plots, standings
 from victorctl.answering import BASE, Contestant
 from victorctl.asking import Asking, opening
-from victorctl.contestants import Field, check_base, enter
+from victorctl.contestants import NO_BASE, Field, check_base, enter
 from victorctl.errors import VictorError
 from victorctl.evaluation import (
     SEVERAL,
@@ -96,6 +97,8 @@ def compare(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     """
     started = time.perf_counter()
     check_asked(recipe.eval)
+    if run.base == NO_BASE:
+        raise VictorError("--base none: methods act on the base's weights", fix="leave it out")
     checkpoint.read_victor_config(model)
     names = chosen(recipe.compare, checkpoint.load_config(model))
     plain = {"baselines": False, "registers": None}  # ways of their own
@@ -142,10 +145,10 @@ def _models(field: Field, tasks: Sequence[Task], recipe: Recipe) -> Models:
     Raises:
         VictorError: If no base's weights are there for methods to act on, or no picture.
     """
-    if field.base is None or field.base.native:
-        who = "--base none" if field.base is None else field.base.name
+    if field.base.native:
         raise VictorError(
-            f"{who}: methods act on the base's weights inside a Victor model, and this is none",
+            f"{field.base.name}: methods act on the base's weights inside a Victor model, and this "
+            "is none",
             fix="give --base the folder that `victorctl convert` made, or leave --base out",
         )
     asked = [one for task in tasks for one in task.questions]
@@ -174,13 +177,15 @@ def _models(field: Field, tasks: Sequence[Task], recipe: Recipe) -> Models:
 def _identity(whole: Comparing) -> dict[str, Any]:
     """What a resumed comparison must share with the one it continues."""
     own = {
-        "methods": list(whole.ways),
-        "settings": {
-            name: None if way.own is None else way.own.model_dump(mode="json")
-            for name, way in whole.ways.items()
-        },
+        name: None if way.own is None else way.own.model_dump(mode="json")
+        for name, way in whole.ways.items()
     }
-    return identity(whole.evaluation) | json.loads(json.dumps(own))
+    section = whole.recipe.compare
+    return identity(whole.evaluation) | {
+        "methods": list(section.methods),
+        "budgets": list(section.budgets),
+        "settings of methods": hashlib.sha256(json.dumps(own).encode()).hexdigest()[:12],
+    }
 
 
 def _ask(whole: Comparing, notebook: Notebook) -> list[Finding]:

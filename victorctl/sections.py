@@ -1,5 +1,6 @@
 """The sections of a recipe: what can be set, its meaning, type, range and default, written once."""
 
+import re
 from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
@@ -293,6 +294,15 @@ class CompareSection(Section):
 
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings of methods, by their names, such as {fastv: {layer: 3}}; see `victorctl methods`."""
+
+    @field_validator("budgets", mode="before")  # after the next one: the last comes first
+    @classmethod
+    def _are_amounts(cls, value: Any) -> Any:
+        for part in value if isinstance(value, tuple | list) else ():
+            number = re.fullmatch(r"[0-9]*\.?[0-9]+([eE][+-]?[0-9]{1,2})?", str(part))
+            if str(part) != "auto" and not (number and float(part) > 0):
+                raise ValueError(f"{part} is neither a number above 0 nor auto")
+        return value
 
     @field_validator("methods", "budgets", mode="before")
     @classmethod

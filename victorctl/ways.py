@@ -108,7 +108,7 @@ class Models:
             settings: Of methods, by name.
         """
         known: dict[str, Way] = {}
-        for budget in budgets:
+        for budget in dict.fromkeys(budgets):
             spent = self.auto if budget == "auto" else float(budget)
             for name in names:
                 way = self._way(name, spent, settings.get(name, {}))
