@@ -28,7 +28,7 @@ from victorctl.evaluation import (
 )
 from victorctl.files import write_whole
 from victorctl.findings import Finding, mean_interval, mean_score
-from victorctl.folders import check_output, writing
+from victorctl.folders import check_report, writing
 from victorctl.methods.base import Spec
 from victorctl.methods.seeing import patches
 from victorctl.notebook import Notebook
@@ -105,7 +105,7 @@ def compare(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
     recipe = recipe.model_copy(update={"eval": recipe.eval.model_copy(update=plain)})
     check_base(recipe, run)
     out = run.out or model / "compare"
-    _check_output(out)
+    check_report(out, REPORT, "a comparison")
     notebook = Notebook(out.resolve().with_name(f"{out.resolve().name}.answers"))
     resume = notebook.check(run, out / REPORT)
     set_threads(run.threads)
@@ -128,15 +128,6 @@ def compare(model: Path, *, recipe: Recipe, run: Run) -> dict[str, Any]:
         _write(whole, result)
         notebook.finish()
     return result
-
-
-def _check_output(out: Path) -> None:
-    """Let an earlier comparison be replaced, and nothing else."""
-    earlier = (out / REPORT).is_file() and not (out / "config.json").exists()
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not earlier):
-        problem = f"{out}: holds something else than a comparison"
-        raise VictorError(problem, fix="choose another --out")
-    check_output(out, overwrite=True)
 
 
 def _models(field: Field, tasks: Sequence[Task], recipe: Recipe) -> Models:

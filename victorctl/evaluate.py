@@ -26,7 +26,7 @@ from victorctl.evaluation import (
     settings,
 )
 from victorctl.findings import Finding, differences, predictions, quality
-from victorctl.folders import check_output, writing
+from victorctl.folders import check_report, writing
 from victorctl.notebook import Notebook
 from victorctl.processes import Processes
 from victorctl.recipe import Recipe, Run
@@ -91,10 +91,7 @@ def _output(model: Path, recipe: Recipe, run: Run) -> Path:
     checkpoint.read_victor_config(model)
     check_base(recipe, run)
     out = run.out or model / "eval"
-    earlier = (out / "report.json").is_file() and not (out / "config.json").exists()
-    if out.is_dir() and any(out.iterdir()) and not earlier:
-        raise VictorError(f"{out}: holds something else than a report", fix="choose another --out")
-    check_output(out, overwrite=True)
+    check_report(out, "report.json", "a report")
     return out
 
 

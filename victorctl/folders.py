@@ -137,6 +137,23 @@ def check_output(out: Path, *, overwrite: bool) -> None:
         )
 
 
+def check_report(out: Path, file: str, what: str) -> None:
+    """Let an earlier report be replaced, and nothing else.
+
+    Args:
+        out: Folder of the report.
+        file: That each such folder holds.
+        what: Such a folder holds, in words.
+
+    Raises:
+        VictorError: If something else is there, or nothing may be written.
+    """
+    earlier = (out / file).is_file() and not (out / "config.json").exists()
+    if out.is_dir() and any(out.iterdir()) and not earlier:
+        raise VictorError(f"{out}: holds something else than {what}", fix="choose another --out")
+    check_output(out, overwrite=True)
+
+
 def check_outside(out: Path, source: Path) -> None:
     """Refuse to write into a folder that is read.
 

@@ -1,6 +1,6 @@
 """What a method is: settings, and a decision about the visual tokens that it is shown."""
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,7 +23,7 @@ def _ascending(layers: tuple[int, ...]) -> tuple[int, ...]:
 Layers = Annotated[tuple[int, ...], AfterValidator(_ascending)]
 """Layers of a model, ascending."""
 
-Stage = Literal["picture", "tower", "projector", "layers"]
+Stage = Literal["picture", "tower", "layers"]
 Positions = Literal["original", "compact"]
 
 
@@ -167,10 +167,6 @@ class Inside:
     row: int
     generator: torch.Generator
 
-    def class_attention(self) -> Tensor:
-        """Give what was seen ahead [heads, n]."""
-        return self.seen
-
 
 class Spec(NamedTuple):
     """What a method is brought to a budget for.
@@ -284,12 +280,12 @@ class Method(Section, ABC):
 
     # ---- What it spends ----
 
+    @abstractmethod
     def plan(self, spec: Spec) -> tuple[int, ...]:
         """Say how many visual tokens of a picture enter each layer of the language model.
 
         Methods that act before the projector say so of a tile.
         """
-        raise NotImplementedError
 
     def mean(self, spec: Spec) -> float:
         """Average the plan over the layers: the budget that this is."""

@@ -53,7 +53,7 @@ class ELIP(Method):
         What was merged at an earlier stage is one of the patches here.
         """
         number = self._number(inside.layer, inside.layers)
-        score = inside.class_attention().mean(dim=0)  # [n]
+        score = inside.seen.mean(dim=0)  # [n]
         chosen = top(score, self._kept(inside.patches, number))
         if len(chosen) == len(score):
             return Kept(chosen)
