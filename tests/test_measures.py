@@ -131,10 +131,10 @@ def test_a_scorer_decides_what_a_unit_is_worth_and_in_what_unit():
 def test_costs_are_means_over_prompts_not_costs_of_the_mean_prompt():
     # Layer 0 of 4 sees text and all visual tokens, layers 1 to 3 only those that are left:
     # prompt A: 5 + 10, then 5 + 2; prompt B, three times: 1 + 4, then 1 + 0.
-    loads = [Load(10, 2, 5), *[Load(4, 0, 1)] * 3]
+    loads = [Load((10, 2, 2, 2), 5), *[Load((4, 0, 0, 0), 1)] * 3]
     a, b = [15, 7, 7, 7], [5, 1, 1, 1]
 
-    found = spend(SHAPE, 1, loads)
+    found = spend(SHAPE, loads)
 
     assert found["mean_visual_tokens"] == (16 / 4 + 3 * 4 / 4) / 4
     # Keys and values are 3 wide and of 2 bytes.

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +28,12 @@ from victorctl.evaluation import (
 from victorctl.files import write_whole
 from victorctl.findings import Finding, mean_interval, mean_score
 from victorctl.folders import check_report, writing
+from victorctl.measures import Load, entering
 from victorctl.methods.base import Spec
 from victorctl.methods.seeing import patches
 from victorctl.notebook import Notebook
 from victorctl.processes import Processes
-from victorctl.questions import Size, prepare
+from victorctl.questions import prepare
 from victorctl.recipe import Recipe, Run
 from victorctl.runtime import resolve, say, seed_everything, set_threads
 from victorctl.sections import CompareSection
@@ -246,37 +246,19 @@ def _spent(whole: Comparing, way: Way | None, findings: Sequence[Finding]) -> di
 
 
 def _spent_on(whole: Comparing, way: Way | None, finding: Finding) -> dict[str, Any]:
-    shape = cost.shape_of(whole.field.base.model.config)
-    entered = finding.answers.entered.get(way.name) if way else None
-    sizes = finding.answers.sizes
-    if entered is None:
-        entered = [_entering(shape.layers, way, size) for size in sizes]
-    loads = Counter((tuple(visual), size.text) for visual, size in zip(entered, sizes, strict=True))
-    counted = [
-        {
-            "mean_visual_tokens": fmean(visual),
-            "prefill_flops": cost.prefill_flops(shape, [count + text for count in visual]),
-            "cache_bytes": cost.cache_bytes(shape, [count + text for count in visual]),
-        }
-        for visual, text in loads
-    ]
-    weights = list(loads.values())
-    found = {key: fmean([one[key] for one in counted], weights) for key in counted[0]}
+    shape, sizes = cost.shape_of(whole.field.base.model.config), finding.answers.sizes
+    k, registers = shape.layers, 0  # the base's
     if way is not None and way.method == VICTOR:
-        registers = way.settings["registers"] * fmean(size.images for size in sizes)
-        victor = whole.field.model.config.victor
-        found["prefill_flops"] += measures.adapter_flops(shape, victor, registers)
+        k, registers = way.settings["layer"], way.settings["registers"]
+    counted = finding.answers.entered.get(way.name) if way else None
+    if counted is None:
+        counted = [entering(shape.layers, k, size, registers) for size in sizes]
+    loads = [Load(tuple(own), size.text) for own, size in zip(counted, sizes, strict=True)]
+    found = measures.spend(shape, loads)
+    if registers:
+        victor, images = whole.field.model.config.victor, fmean(size.images for size in sizes)
+        found["prefill_flops"] += measures.adapter_flops(shape, victor, registers * images)
     return found
-
-
-def _entering(layers: int, way: Way | None, size: Size) -> tuple[int, ...]:
-    """Count the visual tokens that enter each layer of the base, or of Victor."""
-    k, registers = (
-        (layers, 0) if way is None else (way.settings["layer"], way.settings["registers"])
-    )
-    return cost.tokens_per_layer(
-        layers, k, visual=size.visual, registers=registers * size.images, text=0
-    )
 
 
 def _row(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from victorctl import cost
 from victorctl.benchmarks.base import Asked, Number, Scorer
 from victorctl.bootstrap import bounds, resample
 from victorctl.exact import normalise
+
+if TYPE_CHECKING:
+    from victorctl.questions import Size
 
 Pair = dict[str, Any]
 """A number of the model and one of the base, which is None where no base was run."""
@@ -201,41 +204,50 @@ class Load(NamedTuple):
     """The tokens of one prompt that go through a model.
 
     Args:
-        early: Visual tokens and registers in the layers before `drop_layer`.
-        late: Those in the layers from `drop_layer` on.
+        visual: Visual tokens and registers that enter each layer.
         text: All other tokens.
     """
 
-    early: int
-    late: int
+    visual: tuple[int, ...]
     text: int
 
 
-def spend(shape: cost.Shape, drop_layer: int, loads: Sequence[Load]) -> dict[str, float]:
+def spend(shape: cost.Shape, loads: Sequence[Load]) -> dict[str, float]:
     """Average what prompts cost.
 
     Args:
         shape: Sizes of the model.
-        drop_layer: Where its early layers end.
         loads: Of every prompt.
 
     Returns:
         `mean_visual_tokens`, `prefill_flops` and `cache_bytes`, without updates at registers.
     """
     counted = Counter(loads)
-    each = [_spend(shape, drop_layer, load) for load in counted]
+    each = [_spend(shape, load) for load in counted]
     weights = list(counted.values())
     return {key: fmean((spent[key] for spent in each), weights) for key in each[0]}
 
 
-def _spend(shape: cost.Shape, drop_layer: int, load: Load) -> dict[str, float]:
-    visual = {"visual": load.early - load.late, "registers": load.late}
-    tokens = cost.tokens_per_layer(shape.layers, drop_layer, **visual, text=load.text)
+def _spend(shape: cost.Shape, load: Load) -> dict[str, float]:
+    tokens = [entering + load.text for entering in load.visual]
     return {
-        "mean_visual_tokens": cost.mean_visual_tokens(shape.layers, drop_layer, **visual),
+        "mean_visual_tokens": fmean(load.visual),
         "prefill_flops": cost.prefill_flops(shape, tokens),
         "cache_bytes": cost.cache_bytes(shape, tokens),
     }
+
+
+def entering(layers: int, drop_layer: int, size: "Size", registers: int) -> tuple[int, ...]:
+    """Count the visual tokens and registers of a prompt that enter each layer.
+
+    Args:
+        layers: Of the language model.
+        drop_layer: Layers that still see the visual tokens; all, of an unconverted model.
+        size: Of the prompt.
+        registers: Of each image.
+    """
+    more = registers * size.images
+    return cost.tokens_per_layer(layers, drop_layer, visual=size.visual, registers=more, text=0)
 
 
 def adapter_flops(shape: cost.Shape, victor: Mapping[str, Any], registers: float) -> float:

@@ -8,7 +8,7 @@ from victorctl import cost, measures
 from victorctl.answering import BASE, MODEL
 from victorctl.contestants import Field
 from victorctl.findings import Finding, mean_interval, mean_pairs, mean_score
-from victorctl.measures import Load, Pair, pair
+from victorctl.measures import Load, Pair, entering, pair
 from victorctl.questions import Prompts, Question, Size, prepare
 from victorctl.timing import PREFILL, SPEEDS, decode_rate, prefills, speed
 
@@ -17,16 +17,13 @@ def costs(field: Field, sizes: Sequence[Size]) -> dict[str, Pair]:
     """Count what a question costs on average; a question without pictures costs both the same."""
     shape, victor = cost.shape_of(field.model.config), field.model.config.victor
     other = cost.shape_of(field.base.model.config) if field.base else shape
-    registers = [victor["registers"] * images for _, _, images in sizes]
-    loads = [
-        Load(visual + more, more, text)
-        for (visual, text, _), more in zip(sizes, registers, strict=True)
-    ]
-    ours = measures.spend(shape, victor["drop_layer"], loads)
-    ours["prefill_flops"] += measures.adapter_flops(shape, victor, fmean(registers))
-    loads = [Load(visual, visual, text) for visual, text, _ in sizes]
-    theirs = measures.spend(other, other.layers, loads)
+    k, count = victor["drop_layer"], victor["registers"]
     images = fmean(size.images for size in sizes)
+    ours, theirs = (
+        measures.spend(of, [Load(entering(of.layers, at, each, own), each.text) for each in sizes])
+        for of, at, own in ((shape, k, count), (other, other.layers, 0))
+    )
+    ours["prefill_flops"] += measures.adapter_flops(shape, victor, count * images)
     for spent, counted in ((ours, shape), (theirs, other)):
         if counted.tower:
             spent["vision_flops"] = images * cost.vision_flops(counted)
