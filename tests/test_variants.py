@@ -59,13 +59,27 @@ def flops(who, prompts):
         ("random", ("random", 8, 3)),
         ("random:16", ("random", 16, 3)),
         ("random@2", ("random", 8, 2)),
-        ("no-image:16@2", ("no-image", 16, 2)),
+        ("no-image", ("no-image", 8, 3)),
+        ("vtc-cls:5", ("vtc-cls", 5, 3)),
     ],
 )
 def test_a_variant_is_spelled_with_what_differs(text, expected):
     found = parse(text, USUAL)
     assert found == Variant(*expected)
     assert parse(found.name, USUAL) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("no-image:16", "no-image has no count to be set\n  fix: leave 16 out"),
+        ("prumerge:16@3", "prumerge has no count to be set"),
+        ("vtc-cls@5", "vtc-cls has no one layer to be set\n  fix: leave 5 out"),
+    ],
+)
+def test_numbers_that_a_method_does_not_have_are_refused(text, said):
+    with pytest.raises(VictorError, match=said):
+        parse(text, USUAL)
 
 
 @pytest.mark.parametrize("text", ["", ":", "16@", "@", "a:b", "16@3@4", "random:", "-3", "1.5"])
@@ -97,7 +111,7 @@ def test_an_unknown_method_is_refused_with_those_that_there_are():
         ),
         (
             ("pyramiddrop", 101, 3),
-            r"pyramiddrop:101@3: percent: input should be less than or equal",
+            r"pyramiddrop:101: percent: input should be less than or equal",
         ),
         (("victor", 8, 5), None),
     ],

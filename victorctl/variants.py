@@ -36,8 +36,9 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """Spell it as `--also` takes it."""
-        return f"{self.method}:{self.registers}@{self.drop_layer}"
+        """Spell it as `--also` takes it, with the numbers that it has."""
+        counted, layered = _numbers(self.method)
+        return self.method + f":{self.registers}" * counted + f"@{self.drop_layer}" * layered
 
     @property
     def pictures(self) -> bool:
@@ -119,13 +120,25 @@ def parse(text: str, usual: Variant) -> Variant:
             fix="write registers and layer as in 16@3, or a method as in random or pool:16@3",
         )
     name, registers, layer = found.groups()
-    if name not in (None, VICTOR):
-        method(name)  # says which there are
+    counted, layered = _numbers(name or usual.method)  # says which there are
+    for given, known, what in ((registers, counted, "count"), (layer, layered, "one layer")):
+        if given and not known:
+            raise VictorError(
+                f"--also {text}: {name} has no {what} to be set", fix=f"leave {given} out"
+            )
     return Variant(
         name or usual.method,
         int(registers) if registers else usual.registers,
         int(layer) if layer else usual.drop_layer,
     )
+
+
+def _numbers(name: str) -> tuple[bool, bool]:
+    """Tell whether a method can be told how much goes on, and before which layer it acts."""
+    if name == VICTOR:
+        return True, True
+    cls = method(name)
+    return cls.knob is not None, "layer" in cls.model_fields
 
 
 def check(variant: Variant, *, layers: int, registers: int, visual: int | None) -> None:

@@ -106,7 +106,7 @@ def test_pool_puts_a_cells_mean_where_its_own_last_token_was():
 def test_nothing_goes_on_without_registers():
     assert NoRegisters(layer=2).reduce(FOUR).index.tolist() == []
     assert NoRegisters(layer=2).plan(Spec(16, 4)) == (16, 16, 0, 0)
-    assert NoImage(layer=2).plan(Spec(16, 4)) == (0, 0, 0, 0)
+    assert NoImage().plan(Spec(16, 4)) == (0, 0, 0, 0)
     assert not NoImage.pictures
 
 

@@ -13,16 +13,25 @@ from torch.nn import functional
 from victorctl.methods.base import Kept, Method, Positions, Prompt, Spec, Stage, grid_of
 
 
-class NoRegisters(Method):
+class Nothing(Method):
+    """Let no visual token go on."""
+
+    stage: ClassVar[Stage] = "layers"
+    knob: ClassVar[str | None] = None
+    may_empty: ClassVar[bool] = True
+
+    def reduce(self, prompt: Prompt) -> Kept:
+        """See `Method.reduce`."""
+        return Kept(prompt.visual[:0])
+
+
+class NoRegisters(Nothing):
     """Drop every visual token where Victor does, with no register to stand for them.
 
     Source: this project's; what registers add shows against it.
     """
 
-    stage: ClassVar[Stage] = "layers"
     source: ClassVar[str] = "this project's: what registers add shows against it"
-    knob: ClassVar[str | None] = None
-    may_empty: ClassVar[bool] = True
 
     layer: int = Field(0, ge=0)
     """Layers that still see the visual tokens."""
@@ -31,16 +40,12 @@ class NoRegisters(Method):
         """See `Method.before`."""
         return (self.layer,)
 
-    def reduce(self, prompt: Prompt) -> Kept:
-        """See `Method.reduce`."""
-        return Kept(prompt.visual[:0])
-
     def plan(self, spec: Spec) -> tuple[int, ...]:
         """See `Method.plan`."""
         return (spec.visual,) * self.layer + (0,) * (spec.layers - self.layer)
 
 
-class NoImage(NoRegisters):
+class NoImage(Nothing):
     """Ask the question without its pictures: what can be answered from the words alone.
 
     Source: Goyal et al. 2017, arXiv 1612.00837 (language priors answer many visual questions).
@@ -48,6 +53,10 @@ class NoImage(NoRegisters):
 
     source: ClassVar[str] = "Goyal et al. 2017, arXiv 1612.00837"
     pictures: ClassVar[bool] = False
+
+    def before(self, layers: int) -> tuple[int, ...]:
+        """See `Method.before`: pictures that are shown all the same are dropped at once."""
+        return (0,)
 
     def plan(self, spec: Spec) -> tuple[int, ...]:
         """See `Method.plan`."""
